@@ -1,0 +1,1 @@
+"""Data: sources (where files are), codecs (raw to tensor and back), views, loaders."""

@@ -1,0 +1,1 @@
+"""Evaluation: which metrics on which samples of which run, with passports."""

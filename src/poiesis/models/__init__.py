@@ -1,0 +1,1 @@
+"""The models: base classes, capabilities, then one folder per family and one file per model."""

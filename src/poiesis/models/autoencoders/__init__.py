@@ -1,0 +1,1 @@
+"""Autoencoders, one file per model."""

@@ -1,0 +1,1 @@
+"""Autoregressive models, one file per model."""

@@ -1,0 +1,330 @@
+"""What a model is: one class, one configuration; and how it asks to be trained.
+
+A model names its optimizers and its stages of phases; `poiesis.training.engine` runs them. A
+phase's loss returns one value per sample, in float32; the engine reduces, scales, accumulates,
+clips and steps. Shape letters: b batch, c channels, h height, w width, t time or tokens, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from poiesis.errors import ConfigError, suggest
+from poiesis.rng import Draws, Noise
+from poiesis.spec import Classes, Spec
+
+__all__ = [
+    "Batch",
+    "GenerativeModel",
+    "Loss",
+    "Optim",
+    "Phase",
+    "Schedule",
+    "Stage",
+    "autocast",
+    "preset",
+]
+
+Loss = tuple[Tensor, dict[str, Tensor | float]]
+"""(one loss value per sample, shape (b,), float32; named scalars or (b,) tensors to log)."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def preset(function: F) -> F:
+    """Mark a static method ``name(spec) -> Config`` as a named preset of its model."""
+    function._is_preset = True  # type: ignore[attr-defined]
+    return function
+
+
+@dataclass
+class Batch:
+    """What a loss sees: data in the model's view, conditions, and keyed noise.
+
+    x: shape (b, *view.shape), None in a phase without data. condition: int64 (b,) or None.
+    index: int64 (b,), positions in the data set. draws: the noise source of this phase and step.
+    """
+
+    x: Any
+    condition: Tensor | None
+    index: Tensor
+    draws: Draws
+    size: int
+    training: bool = True
+
+    def randn(self, *shape: int) -> Tensor:
+        """Standard normal draws, shape (b, *shape)."""
+        return self.draws.randn(*shape)
+
+    def rand(self, *shape: int) -> Tensor:
+        """Uniform draws in [0, 1), shape (b, *shape)."""
+        return self.draws.rand(*shape)
+
+    def randint(self, high: int, *shape: int) -> Tensor:
+        """Uniform integers 0…high-1, shape (b, *shape)."""
+        return self.draws.randint(high, *shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Learning-rate factor over a stage: a linear warm-up, then constant, cosine or linear."""
+
+    kind: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: float = 0
+    """Steps if ≥ 1, else a share of the stage."""
+    start: float = 0.0
+    """Share of the stage after which a linear decay begins."""
+    final: float = 0.0
+    """Factor at the end of the decay."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """One optimizer over named networks (attributes of the model; "" is the whole model)."""
+
+    kind: Literal["adam", "adamw", "rmsprop", "sgd", "adamax", "muon"] = "adam"
+    networks: tuple[str, ...] = ("",)
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    """sgd, rmsprop and muon."""
+    decay_matrices_only: bool = False
+    """Leave parameters of fewer than two dimensions without weight decay."""
+    select: Callable[[str, nn.Parameter], bool] | None = None
+    """Takes (name within the model, parameter): which of the networks' parameters; None is all."""
+    schedule: Schedule = field(default_factory=Schedule)
+    clip: float | None = None
+    """Largest gradient norm over this optimizer's parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One loss and the optimizers it steps; only their parameters get gradients.
+
+    every: run in steps divisible by it. repeat: times per step, each with a fresh batch; phases'
+    first (second, …) repeats share one batch. data: the split it draws from, None for no data.
+    """
+
+    name: str
+    loss: Callable[[Batch, int], Loss]
+    step: tuple[str, ...]
+    every: int = 1
+    repeat: int = 1
+    data: str | None = "train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A span of training: its phases, batch size, share of the budget and view of the data."""
+
+    name: str = "train"
+    phases: tuple[Phase, ...]
+    batch_size: int
+    share: float = 1.0
+    """Share of the run's steps (normalised over the stages)."""
+    view: Spec | None = None
+    """View of the data in this stage; None is the model's own."""
+    transform: Callable[[Batch], Batch] | None = None
+    """Applied to each batch without gradients, e.g. images to codes of a trained first stage."""
+    reset_optimizers: bool = False
+    """Start this stage with fresh optimizer states."""
+
+
+class GenerativeModel(nn.Module):
+    """Base of all models.
+
+    A subclass nests frozen keyword-only dataclasses `Config` and `Sampling`, whose fields carry
+    docstrings, and static methods marked `@preset`, of which `default` must exist. It is built as
+    ``cls(config, view, condition)``, where `view` is what `cls.view(config, native_spec)` returned,
+    and ``parts=`` besides where it has parts.
+    """
+
+    Config: ClassVar[type]
+    Sampling: ClassVar[type]
+    fp32_sampling: ClassVar[bool] = False
+    """Sample in float32 even where bf16 is in hardware (where low precision brings nothing)."""
+
+    config: Any
+    spec: Any
+    condition: Classes | None
+
+    def __init__(self, config: Any, spec: Spec, condition: Classes | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.spec = spec
+        self.condition = condition
+
+    # -- what the model declares ---------------------------------------------------------------
+
+    @classmethod
+    def view(cls, config: Any, spec: Spec) -> Spec:
+        """Return the view of native data `spec` that this model learns; raises SpecError."""
+        raise NotImplementedError
+
+    @classmethod
+    def parts(cls, config: Any) -> Mapping[str, str]:
+        """Return part name → run folder or registry name of the models this one is built on."""
+        return {}
+
+    def optimizers(self) -> Mapping[str, Optim]:
+        """Return the named optimizers."""
+        raise NotImplementedError
+
+    def stages(self) -> Sequence[Stage]:
+        """Return the stages of training, in order."""
+        raise NotImplementedError
+
+    def ema(self) -> Mapping[str, float]:
+        """Return network name ("" is all) → decay per step of its weights' moving average."""
+        return {}
+
+    def draw(self, noise: Noise, condition: Tensor | None, options: Any) -> Tensor:
+        """Draw len(noise) samples in the model's view, shape (n, *spec.shape)."""
+        raise NotImplementedError
+
+    # -- optional hooks ------------------------------------------------------------------------
+
+    def prepare(self, batch: Batch) -> None:
+        """Initialise from a first batch, once, before training."""
+
+    def enter_stage(self, stage: Stage) -> None:
+        """Get ready for a stage: its networks and sizes; also called when resuming inside it."""
+
+    def after_step(self, phase: Phase, step: int) -> None:
+        """Do what follows an optimizer step: codebook averages, weight clipping."""
+
+    def validate(self, batch: Batch) -> dict[str, Tensor] | None:
+        """Return per-sample values (b,) to watch on held-out data, the first to be minimised."""
+        return None
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return tensors and JSON values beyond parameters and buffers that a resume needs."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back what `extra_state` returned."""
+
+    per_process: ClassVar[frozenset[str]] = frozenset()
+    """Keys of `extra_state` that differ between processes (a replay buffer, chains)."""
+
+    # -- what every model then can do ----------------------------------------------------------
+
+    @classmethod
+    def presets(cls) -> dict[str, Callable[[Spec], Any]]:
+        """Return preset name → function of the native spec."""
+        found: dict[str, Callable[[Spec], Any]] = {}
+        for base in reversed(cls.__mro__):
+            for name, value in vars(base).items():
+                function = getattr(value, "__func__", value)
+                if getattr(function, "_is_preset", False):
+                    found[name] = getattr(cls, name)
+        return found
+
+    @classmethod
+    def preset(cls, name: str, spec: Spec) -> Any:
+        """Return the full config of a named preset for data of this spec; raises ConfigError."""
+        presets = cls.presets()
+        if name not in presets:
+            hint = suggest(name, presets) or f"; known: {', '.join(presets)}"
+            raise ConfigError(f"{cls.__name__} has no preset {name!r}{hint}")
+        return presets[name](spec)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.parameters()).device
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the top-level networks by name."""
+        return dict(self.named_children())
+
+    def default_condition(self, first: int, n: int) -> Tensor | None:
+        """Return classes for samples first…first+n-1: each class in turn; None if unconditional."""
+        if self.condition is None:
+            return None
+        return torch.arange(first, first + n) % self.condition.count
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        condition: Tensor | None = None,
+        options: Any = None,
+        batch_size: int = 64,
+        first: int = 0,
+        precision: Literal["auto", "fp32", "bf16"] = "auto",
+        progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Draw n samples in the model's view, on the CPU, shape (n, *spec.shape).
+
+        Sample i depends on (seed, first + i) alone, so the batch size changes nothing but speed
+        (up to rounding of batched arithmetic). condition: int64 (n,), default each class in turn.
+        """
+        options = self.Sampling() if options is None else options
+        if condition is None:
+            condition = self.default_condition(first, n)
+        was_training = self.training
+        self.eval()
+        out = []
+        try:
+            for start in range(0, n, batch_size):
+                count = min(batch_size, n - start)
+                indices = range(first + start, first + start + count)
+                noise = Noise(seed, indices, device=self.device)
+                chosen = None
+                if condition is not None:
+                    chosen = condition[start : start + count].to(self.device)
+                use = "fp32" if self.fp32_sampling and precision == "auto" else precision
+                with autocast(self.device, use):
+                    out.append(self.draw(noise, chosen, options).cpu())
+                if progress is not None:
+                    progress(count)
+        finally:
+            self.train(was_training)
+        return torch.cat(out) if out else torch.empty(0, *self.spec.shape)
+
+    def named_networks(self, names: Sequence[str]) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield (name within the model, parameter) of the given networks; "" is the whole model."""
+        for network in names:
+            module = self.get_submodule(network)
+            for name, parameter in module.named_parameters():
+                yield (f"{network}.{name}" if network else name), parameter
+
+
+def hardware_bf16(device: torch.device) -> bool:
+    """Return whether the device computes bf16 in hardware (GPU of Ampere or later, AMX, AVX512)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    cpu = torch.cpu
+    return bool(
+        getattr(cpu, "_is_amx_tile_supported", lambda: False)()
+        or getattr(cpu, "_is_avx512_bf16_supported", lambda: False)()
+    )
+
+
+def autocast(
+    device: torch.device, precision: Literal["auto", "fp32", "bf16"]
+) -> contextlib.AbstractContextManager[Any]:
+    """Return the autocast context of a precision; auto is bf16 where the hardware has it."""
+    low = hardware_bf16(device) if precision == "auto" else precision == "bf16"
+    if not low:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def config_names(cls: type[GenerativeModel]) -> list[str]:
+    """Return the names of a model's configuration fields."""
+    return [f.name for f in dataclasses.fields(cls.Config)]

@@ -1,0 +1,1 @@
+"""Diffusion models, one file per model."""

@@ -1,0 +1,139 @@
+"""What one sample is: the shape and value range of the tensor that a model learns.
+
+A data set has a native spec (an image set: integer levels). A model asks for a view of it (the
+same images padded to 32 px in [-1, 1], or their pixels as tokens) and `poiesis.data.views`
+converts both ways. Specs are plain values: they are stored in the run as JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from poiesis.errors import SpecError
+
+__all__ = ["Classes", "Domain", "Grid", "Spec", "Tokens", "Vector", "from_json", "to_json"]
+
+Domain = Literal["levels", "unit", "signed", "bits", "real"]
+"""Value range of a grid.
+
+levels: integers 0…levels-1. unit: floats in [0, 1]. signed: floats in [-1, 1]. bits: floats that
+are 0 or 1 (from more levels they are drawn: a level's share of the maximum is the probability of
+a 1). real: unbounded floats.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Images and other regular grids, tensor shape (channels, *size)."""
+
+    channels: int
+    size: tuple[int, ...]
+    domain: Domain = "levels"
+    levels: int = 256
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return (self.channels, *self.size)
+
+    @property
+    def dims(self) -> int:
+        """Number of values in one sample."""
+        return math.prod(self.shape)
+
+    def __str__(self) -> str:
+        size = "x".join(map(str, self.size))
+        return f"grid {self.channels}x{size}, {self.domain} ({self.levels} levels)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Sequences of integers 0…vocabulary-1.
+
+    A stream is one endless text: a sample is a window of length + 1 tokens, of which the first is
+    context only. Otherwise a sample is one whole sequence of exactly `length` tokens. A native
+    stream spec, before a model chose its window, has length 0.
+    """
+
+    vocabulary: int
+    length: int
+    stream: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return (self.length + 1,) if self.stream else (self.length,)
+
+    @property
+    def dims(self) -> int:
+        """Number of tokens predicted in one sample."""
+        return self.length
+
+    def __str__(self) -> str:
+        kind = "stream of " if self.stream else ""
+        return f"{kind}tokens, vocabulary {self.vocabulary}, length {self.length or 'open'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vector:
+    """Plain feature vectors, tensor shape (features,)."""
+
+    features: int
+    domain: Domain = "real"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return (self.features,)
+
+    @property
+    def dims(self) -> int:
+        """Number of values in one sample."""
+        return self.features
+
+    def __str__(self) -> str:
+        return f"vector of {self.features} features, {self.domain}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """A condition: one of `count` classes, an int64 tensor of shape (batch,)."""
+
+    count: int
+    names: tuple[str, ...] = ()
+
+    def index(self, name: str) -> int:
+        """Return the number of a class given by name or number; raises SpecError."""
+        if name in self.names:
+            return self.names.index(name)
+        if name.isdigit() and int(name) < self.count:
+            return int(name)
+        known = ", ".join(self.names or map(str, range(self.count)))
+        raise SpecError(f"no class {name!r}; the classes are: {known}")
+
+
+Spec = Grid | Tokens | Vector
+
+_KINDS: dict[str, type] = {"grid": Grid, "tokens": Tokens, "vector": Vector, "classes": Classes}
+
+
+def to_json(spec: Spec | Classes | None) -> dict[str, Any] | None:
+    """Return a JSON-ready dict of a spec, with its kind."""
+    if spec is None:
+        return None
+    kind = next(k for k, v in _KINDS.items() if v is type(spec))
+    return {"kind": kind, **dataclasses.asdict(spec)}
+
+
+def from_json(data: dict[str, Any] | None) -> Any:
+    """Read back what `to_json` wrote; raises SpecError for an unknown kind."""
+    if data is None:
+        return None
+    fields = dict(data)
+    kind = fields.pop("kind", None)
+    if kind not in _KINDS:
+        raise SpecError(f"unknown spec kind {kind!r}; known: {', '.join(_KINDS)}")
+    return _KINDS[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})

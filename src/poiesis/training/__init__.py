@@ -1,0 +1,1 @@
+"""Training: the engine, optimizers, moving averages, checkpoints, trackers."""
