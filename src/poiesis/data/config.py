@@ -1,0 +1,55 @@
+"""How data is read: the `data` part of a run's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from poiesis.config import check
+
+__all__ = ["DataConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the data is and how it is read."""
+
+    source: str = "digits"
+    """Name (digits, mnist, fashion-mnist, cifar10, cifar10-jpeg, python-stdlib, hf:OWNER/NAME) or
+    path of an image folder, a .zip of images, a text file or a folder of text files."""
+    resize: int | None = None
+    """Resize the shorter side of images to this many pixels (area-averaged), then crop."""
+    crop: int | None = None
+    """Cut the centre square of this many pixels out of images (default: --data.resize's size)."""
+    channels: Literal[1, 3, 4] | None = None
+    """Convert images to grey (1), RGB (3) or RGBA (4)."""
+    binarize: Literal["none", "once", "threshold"] = "none"
+    """Make images binary: once = a pixel's grey value is the probability of a 1, drawn once with
+    seed 0; threshold = 1 from half the maximum on."""
+    tokenizer: Literal["characters", "bytes", "bpe"] = "characters"
+    """How text becomes tokens."""
+    vocabulary: int = 2048
+    """Number of tokens that --data.tokenizer bpe learns."""
+    augment: tuple[str, ...] = ()
+    """Random changes of training images, e.g. flip, shift."""
+    validation: float | None = None
+    """Share of the data held out to watch training (default: 0.1; 5,000 images of MNIST)."""
+    split_seed: int = 0
+    """Seed of the train, validation and test split."""
+    limit: int | None = None
+    """Use at most this many training samples (characters, for text)."""
+    skip_bad: bool = False
+    """Leave out files that can't be read, count and list them, instead of stopping."""
+    memory: float = 4.0
+    """Gigabytes of decoded data up to which everything is held in memory; larger sets stream."""
+    workers: int = 2
+    """Threads that read a streamed set."""
+
+    def __post_init__(self) -> None:
+        check("data.resize", self.resize, low=1, high=8192)
+        check("data.crop", self.crop, low=1, high=8192)
+        check("data.vocabulary", self.vocabulary, low=257, high=1_000_000)
+        check("data.validation", self.validation, low=0, high=0.9)
+        check("data.limit", self.limit, low=2)
+        check("data.memory", self.memory, low=0)
+        check("data.workers", self.workers, low=1, high=256)

@@ -1,0 +1,101 @@
+"""Batches by number: which rows batch k holds is a pure function of (seed, k).
+
+So a resumed run continues with the very next batch and any number of processes sees the same
+order. The rows of one epoch are a permutation; batches run on over the end of an epoch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from poiesis.data.dataset import Split, TextSplit
+from poiesis.data.views import View
+from poiesis.errors import DataError
+from poiesis.rng import Draws, generator
+from poiesis.spec import Spec
+
+__all__ = ["Loader", "positions"]
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(n: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(n, generator=generator("order", seed, epoch))
+
+
+def positions(n: int, batch_size: int, seed: int, number: int) -> tuple[Tensor, Tensor]:
+    """Return (positions, epochs), int64 (batch_size,), of global batch `number` of n rows."""
+    first = number * batch_size
+    picked, epochs = [], []
+    while first < (number + 1) * batch_size:
+        epoch, offset = divmod(first, n)
+        count = min(n - offset, (number + 1) * batch_size - first)
+        picked.append(_permutation(n, seed, epoch)[offset : offset + count])
+        epochs.append(torch.full((count,), epoch))
+        first += count
+    return torch.cat(picked), torch.cat(epochs)
+
+
+class Loader:
+    """Batches of a split in a model's view."""
+
+    def __init__(
+        self,
+        split: Split,
+        source: Spec,
+        view: Spec,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        augment: tuple[str, ...] = (),
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if isinstance(split, TextSplit):
+            split = split.windows(view.length)  # type: ignore[union-attr]
+        if len(split) == 0:
+            raise DataError("the split has no samples: use more data or another split")
+        self.split = split
+        self.view = View(source, view)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.augment = augment
+        self.device = device
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.split)
+
+    def batch(
+        self, number: int, *, start: int = 0, size: int | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return (view rows, classes or None, positions) of rows start…start+size of batch k."""
+        size = self.batch_size - start if size is None else size
+        where, epochs = positions(len(self.split), self.batch_size, self.seed, number)
+        where, epochs = where[start : start + size], epochs[start : start + size]
+        x, y = self.split.fetch(where, epochs)
+        draws = Draws(("data", self.seed, number), total=self.batch_size, start=start, size=size)
+        if self.augment:
+            from poiesis.data.augment import augment
+
+            x = augment(self.augment, x, draws)
+        x = self.view.apply(x, draws.rand)
+        return self._move(x), None if y is None else self._move(y), where
+
+    def in_order(self, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+        """Yield batches of all rows in order, each once, unaugmented; at most `limit` rows.
+
+        A limit takes rows spread evenly over the split.
+        """
+        n = len(self.split)
+        rows = torch.arange(n)
+        if limit is not None and limit < n:
+            rows = torch.linspace(0, n - 1, limit).round().long()
+        for where in rows.split(self.batch_size):
+            x, y = self.split.fetch(where)
+            yield self._move(self.view.apply(x)), None if y is None else self._move(y), where
+
+    def _move(self, x: Tensor) -> Tensor:
+        return x.to(self.device, non_blocking=True)

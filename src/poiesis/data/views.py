@@ -1,0 +1,95 @@
+"""From a data set's native tensors to a model's view of them, and back.
+
+Padding keeps pixels as they are: 28 px become 32 by a border of the lowest level, cut off again on
+the way back. Nothing is ever resized to please a network; only a stage of a growing network may
+ask for a smaller view, which is made by averaging whole blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from poiesis.errors import SpecError
+from poiesis.rng import generator
+from poiesis.spec import Grid, Spec, Tokens, Vector
+
+__all__ = ["View"]
+
+
+class View:
+    """Converts native tensors of spec `source` to a model's spec `target` and back."""
+
+    def __init__(self, source: Spec, target: Spec) -> None:
+        self.source = source
+        self.target = target
+        if isinstance(source, Grid) and isinstance(target, Tokens):
+            fits = source.dims == target.length and source.levels <= target.vocabulary
+        elif isinstance(source, Grid) and isinstance(target, Grid):
+            fits = source.channels == target.channels and len(source.size) == len(target.size)
+            for a, b in zip(source.size, target.size, strict=False):
+                fits = fits and (b >= a or a % b == 0)
+        elif isinstance(source, Tokens) and isinstance(target, Tokens):
+            fits = source.stream == target.stream and source.vocabulary <= target.vocabulary
+        else:
+            fits = isinstance(source, Vector) and source == target
+        if not fits:
+            raise SpecError(f"data of the form ({source}) can't be viewed as ({target})")
+
+    def apply(self, x: Tensor, rand: Callable[..., Tensor] | None = None) -> Tensor:
+        """Return the view of native rows (b, *source.shape).
+
+        rand(*shape) gives uniform draws (b, *shape) for a random binarisation; without it seed 0
+        is used, so that held-out data stay the same.
+        """
+        if not isinstance(self.source, Grid):
+            return x
+        if isinstance(self.target, Tokens):
+            # Pixels in raster order, the channels of a pixel next to one another.
+            return x.movedim(1, -1).reshape(len(x), -1).long()
+        assert isinstance(self.target, Grid)
+        x = self._pad(x)
+        if self.target.domain == "levels":
+            return x.long()
+        top = self.source.levels - 1
+        x = x.float()
+        if self.target.size != tuple(x.shape[2:]):
+            factor = [a // b for a, b in zip(x.shape[2:], self.target.size, strict=True)]
+            x = functional.avg_pool2d(x, factor)
+        x = x / top
+        if self.target.domain == "bits" and top > 1:
+            if rand is None:
+                source = generator("bits", 0)
+                draws = torch.rand(x.shape, generator=source).to(x.device)
+            else:
+                draws = rand(*x.shape[1:])
+            x = (x > draws).float()
+        return x * 2 - 1 if self.target.domain == "signed" else x
+
+    def invert(self, x: Tensor) -> Tensor:
+        """Return native rows: uint8 levels for grids (rounded and clamped), int64 for tokens."""
+        if not isinstance(self.source, Grid):
+            return x
+        top = self.source.levels - 1
+        if isinstance(self.target, Tokens):
+            rows = x.reshape(len(x), *self.source.size, self.source.channels)
+            return rows.movedim(-1, 1).clamp(0, top).to(torch.uint8)
+        assert isinstance(self.target, Grid)
+        if self.target.domain != "levels":
+            x = (x + 1) / 2 if self.target.domain == "signed" else x
+            x = (x.float() * top).round()
+        for axis, size in enumerate(self.source.size, start=2):
+            if x.shape[axis] > size:
+                x = x.narrow(axis, (x.shape[axis] - size) // 2, size)
+        return x.nan_to_num().clamp(0, top).to(torch.uint8)
+
+    def _pad(self, x: Tensor) -> Tensor:
+        assert isinstance(self.source, Grid) and isinstance(self.target, Grid)
+        pads: list[int] = []
+        for have, want in zip(self.source.size, self.target.size, strict=True):
+            extra = max(0, want - have)
+            pads = [extra // 2, extra - extra // 2, *pads]
+        return functional.pad(x, pads) if any(pads) else x
