@@ -1,0 +1,31 @@
+"""Reading what strangers wrote: sizes are checked before memory is taken, nothing is executed.
+
+Every function raises DataError with one line that names the file, what is wrong with it and the
+way out; no other exception leaves this room, whatever the bytes. Archives are streamed member by
+member and never unpacked to disk. `name` arguments are what messages call the data.
+"""
+
+from poiesis.files._archives import Zip, tar_members
+from poiesis.files._arrays import parse_npy, read_idx, read_npz, read_safetensors
+from poiesis.files._images import IMAGE_SUFFIXES, MAX_PIXELS, image_header, read_image
+from poiesis.files._pickles import unpickle
+from poiesis.files._plain import decode_text, open_stream, read_bytes, read_json, read_text
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "Zip",
+    "decode_text",
+    "image_header",
+    "open_stream",
+    "parse_npy",
+    "read_bytes",
+    "read_idx",
+    "read_image",
+    "read_json",
+    "read_npz",
+    "read_safetensors",
+    "read_text",
+    "tar_members",
+    "unpickle",
+]
