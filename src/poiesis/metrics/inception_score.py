@@ -36,6 +36,4 @@ def inception_score(logits: ArrayLike | Tensor, *, splits: int = 10, seed: int =
         # First order: the marginal's own change cancels out of d E KL, leaving each sample's KL.
         parts.append(scores[-1] * (kl - kl.mean()))
     value = sum(scores) / splits
-    return Estimate(
-        value=value, parts=(torch.cat(parts).numpy(),), low=1.0, high=float(x.shape[1])
-    )
+    return Estimate(value=value, parts=(torch.cat(parts).numpy(),), low=1.0, high=float(x.shape[1]))
