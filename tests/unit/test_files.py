@@ -10,6 +10,7 @@ import stat
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections import OrderedDict
 
 import numpy as np
@@ -126,8 +127,6 @@ def test_photo_is_turned_upright():
 
 
 def png_header(width, height):
-    import zlib
-
     def chunk(kind, body):
         return (
             struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

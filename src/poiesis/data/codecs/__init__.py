@@ -1,0 +1,25 @@
+"""Codecs: raw sample to tensor and back, to files and to preview pictures; one module each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from poiesis.data.codecs.image import ImageCodec
+from poiesis.data.codecs.text import TextCodec
+from poiesis.errors import DataError
+
+__all__ = ["ImageCodec", "TextCodec", "codec_from_json"]
+
+_KINDS = {"image": ImageCodec, "text": TextCodec}
+
+
+def codec_from_json(data: dict[str, Any]) -> ImageCodec | TextCodec:
+    """Return the codec that ``to_json`` described; raises DataError."""
+    fields = dict(data)
+    kind = fields.pop("kind", None)
+    if kind not in _KINDS:
+        raise DataError(f"unknown codec {kind!r}; known: {', '.join(_KINDS)}")
+    try:
+        return _KINDS[kind].from_json(fields)
+    except (TypeError, ValueError, KeyError) as error:
+        raise DataError(f"the description of the {kind} codec is damaged ({error})") from None
