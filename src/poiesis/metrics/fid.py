@@ -57,13 +57,9 @@ def fid(real: ArrayLike | Tensor, generated: ArrayLike | Tensor) -> Estimate:
     basis_y, factor_y = _factor(y)
     u, s, vt = torch.linalg.svd(factor_x @ factor_y.T, full_matrices=False)
     shift = mean_x - mean_y
-    squares_x, squares_y = (x**2).sum(1), (y**2).sum(1)
-    value = (
-        (shift**2).sum()
-        + squares_x.sum() / (len(x) - 1)
-        + squares_y.sum() / (len(y) - 1)
-        - 2 * s.sum()
-    )
+    squares_x = (x**2).sum(1) * (len(x) / (len(x) - 1))
+    squares_y = (y**2).sum(1) * (len(y) / (len(y) - 1))
+    value = (shift**2).sum() + squares_x.mean() + squares_y.mean() - 2 * s.sum()
     # d(sum of singular values)/d(weight of sample i) = ½ (U S Uᵀ)_ii, and likewise with V.
     cross_x = len(x) * ((basis_x @ u) ** 2 @ s)
     cross_y = len(y) * ((basis_y @ vt.T) ** 2 @ s)
