@@ -2,7 +2,8 @@
 
 A model names its optimizers and its stages of phases; `poiesis.training.engine` runs them. A
 phase's loss returns one value per sample, in float32; the engine reduces, scales, accumulates,
-clips and steps. Shape letters: b batch, c channels, h height, w width, t time or tokens, v vocabulary.
+clips and steps. Shape letters: b batch, c channels, h height, w width, t time or tokens,
+v vocabulary.
 """
 
 from __future__ import annotations
@@ -224,8 +225,9 @@ class GenerativeModel(nn.Module):
         found: dict[str, Callable[[Spec], Any]] = {}
         for base in reversed(cls.__mro__):
             for name, value in vars(base).items():
-                function = getattr(value, "__func__", value)
-                if getattr(function, "_is_preset", False):
+                # The mark is on the static method or, in the other order, on its function.
+                marked = (value, getattr(value, "__func__", None))
+                if any(getattr(function, "_is_preset", False) for function in marked):
                     found[name] = getattr(cls, name)
         return found
 
