@@ -23,8 +23,10 @@ __all__ = ["Codec", "DataSet", "Split", "TensorSplit", "TextSplit", "WindowSplit
 class Codec(Protocol):
     """Raw sample ↔ native tensor ↔ file ↔ preview picture. Saved in the run as JSON."""
 
-    suffix: str
-    """File ending of a written sample, e.g. ".png"."""
+    @property
+    def suffix(self) -> str:
+        """File ending of a written sample, e.g. ".png"."""
+        ...
 
     @property
     def spec(self) -> Spec:

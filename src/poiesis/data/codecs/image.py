@@ -6,7 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,32 +18,36 @@ from poiesis.data.provenance import write_png
 from poiesis.errors import DataError
 from poiesis.spec import Grid
 
-__all__ = ["ImageCodec", "convert", "fit"]
+__all__ = ["ImageCodec", "convert", "fit", "native_mode"]
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
-def convert(image: Image.Image, channels: int | None, name: object = "image") -> Image.Image:
-    """Return the picture as L, LA, RGB or RGBA: its own, or the one with so many channels.
+def native_mode(image: Image.Image, name: object = "image") -> str:
+    """Return L, LA, RGB or RGBA, whichever holds the picture without loss.
 
-    A palette is only an encoding and becomes RGB (RGBA where it has transparency). When alpha is
-    dropped, what it hides turns white.
+    A palette is only an encoding: RGB, or RGBA where it has transparency. Raises DataError for
+    colours (CMYK) that none of them holds exactly.
     """
-    if image.mode == "1":
-        image = image.convert("L")
-    elif image.mode in ("P", "PA"):
-        clear = image.mode == "PA" or "transparency" in image.info
-        image = image.convert("RGBA" if clear else "RGB")
-    elif image.mode == "YCbCr":
-        image = image.convert("RGB")
-    if channels is None:
-        if image.mode not in MODES.values():
-            raise DataError(f"{name}: has the colours {image.mode}; use --data.channels 3")
-        return image
-    mode = MODES[channels]
+    if image.mode == "P":
+        return "RGBA" if "transparency" in image.info else "RGB"
+    modes = {"1": "L", "PA": "RGBA", "YCbCr": "RGB", **{mode: mode for mode in MODES.values()}}
+    if image.mode not in modes:
+        raise DataError(f"{name}: has the colours {image.mode}; use --data.channels 3")
+    return modes[image.mode]
+
+
+def convert(image: Image.Image, channels: int | None, name: object = "image") -> Image.Image:
+    """Return the picture in its native mode, or in the one with so many channels.
+
+    When alpha is dropped, what it hides turns white.
+    """
+    mode = native_mode(image, name) if channels is None else MODES[channels]
     if image.mode == mode:
         return image
-    if image.mode in ("LA", "RGBA") and mode in ("L", "RGB"):
+    if image.mode == "P":
+        image = image.convert(native_mode(image))
+    if mode in ("L", "RGB") and image.mode in ("LA", "PA", "RGBA"):
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert(mode)
@@ -90,13 +94,16 @@ class ImageCodec:
     crop: int | None = None
     """Centre square that is cut out of them."""
 
-    suffix: ClassVar[str] = ".png"
-
     def __post_init__(self) -> None:
         check("codec.channels", self.channels, low=1, high=4)
         check("codec.levels", self.levels, low=2, high=256)
         for side in self.size:
             check("codec.size", side, low=1, high=65_536)
+
+    @property
+    def suffix(self) -> str:
+        """PNG holds every image exactly, and its recipe."""
+        return ".png"
 
     @property
     def spec(self) -> Grid:

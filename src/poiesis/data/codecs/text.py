@@ -10,7 +10,7 @@ import functools
 import json
 import textwrap
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,8 +43,6 @@ def _codes(text: str) -> np.ndarray:
 
 class TextCodec:
     """Text as tokens; made by `characters`, `bytes` or `bpe`."""
-
-    suffix: ClassVar[str] = ".txt"
 
     def __init__(self, kind: Literal["characters", "bytes", "bpe"], model: str = "") -> None:
         """`model`: the alphabet in code-point order, nothing for bytes, the tokenizer's JSON."""
@@ -97,6 +95,11 @@ class TextCodec:
         if self.kind == "bytes":
             return 256
         return len(self.model) if self.kind == "characters" else self._tokenizer.get_vocab_size()
+
+    @property
+    def suffix(self) -> str:
+        """Plain UTF-8 text."""
+        return ".txt"
 
     @property
     def spec(self) -> Tokens:

@@ -1,0 +1,150 @@
+"""Sources: where data is found and how it becomes a `DataSet`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from poiesis.data.augment import check_names
+from poiesis.data.config import DataConfig
+from poiesis.data.dataset import DataSet
+from poiesis.data.sources import arrays, hub, images, texts
+from poiesis.errors import ConfigError, DataError, suggest
+from poiesis.files import IMAGE_SUFFIXES
+from poiesis.spec import Grid
+
+__all__ = ["NAMED", "find", "open_data", "roots"]
+
+_IDX = "the four .gz files of the set (train-images-idx3-ubyte.gz, …)"
+NAMED: dict[str, tuple[tuple[str, ...], str, str]] = {
+    # name → places below a root, what to put there, name on the hub
+    "mnist": (("mnist", "MNIST/raw"), _IDX, "ylecun/mnist"),
+    "fashion-mnist": (
+        ("fashion-mnist", "FashionMNIST/raw"),
+        _IDX,
+        "zalando-datasets/fashion_mnist",
+    ),
+    "cifar10": (
+        ("cifar10", "cifar-10-batches-bin", "cifar-10-binary.tar.gz"),
+        "data_batch_1.bin … test_batch.bin, or cifar-10-binary.tar.gz",
+        "uoft-cs/cifar10",
+    ),
+    "cifar10-partial": (("cifar10-partial",), "a .bin file of its records", ""),
+    "cifar10-jpeg": (
+        ("cifar10-jpeg", "cifar10-jpeg.zip"),
+        "a .zip with train/<class>/*.jpg and test/<class>/*.jpg",
+        "",
+    ),
+    "tinyshakespeare": (
+        ("text/tinyshakespeare.txt", "tinyshakespeare.txt"),
+        "the text as tinyshakespeare.txt",
+        "",
+    ),
+    "names": (("text/names.txt", "names.txt"), "the names, one a line, as names.txt", ""),
+}
+BUILT_IN: dict[str, Callable[[DataConfig], DataSet]] = {
+    "digits": arrays.open_digits,
+    "python-stdlib": texts.open_stdlib,
+}
+
+
+def roots() -> list[Path]:
+    """Return the folders where named sets are looked for: $POIESIS_DATA, then ~/.cache/poiesis."""
+    chosen = os.environ.get("POIESIS_DATA")
+    return [*([Path(chosen)] if chosen else []), Path.home() / ".cache" / "poiesis"]
+
+
+def find(name: str) -> Path | None:
+    """Return the first place where a named set lies, or None."""
+    places = NAMED[name][0] if name in NAMED else (name, f"{name}.zip", f"{name}.txt")
+    for root in roots():
+        for place in places:
+            if (root / place).exists():
+                return root / place
+    return None
+
+
+def open_data(source: str, config: DataConfig | None = None) -> DataSet:
+    """Open a data set by name or path; `config` says how, its own source is replaced.
+
+    Raises DataError for data that is missing or bad, ConfigError for options that don't fit it.
+    """
+    config = dataclasses.replace(config or DataConfig(), source=str(source))
+    check_names(config.augment)
+    try:
+        dataset = _open(config)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{error.filename or source}: {reason}; check the path") from None
+    if not isinstance(dataset.spec, Grid):
+        for option in ("resize", "crop", "channels"):
+            if getattr(config, option) is not None:
+                raise ConfigError(f"data.{option} is for images; {dataset.name} is text")
+        if config.binarize != "none" or config.augment:
+            option = "augment" if config.augment else "binarize"
+            raise ConfigError(f"data.{option} is for images; {dataset.name} is text")
+    dataset.notes["skipped"] = len(dataset.skipped)
+    return dataset
+
+
+def _open(config: DataConfig) -> DataSet:
+    source = config.source
+    if source in BUILT_IN:
+        return BUILT_IN[source](config)
+    if source.startswith("hf:"):
+        return hub.open_hub(config)
+    path = Path(source).expanduser()
+    if source in NAMED or not path.exists():
+        found = find(source) if source else None
+        if found is None:
+            raise DataError(_missing(source))
+        return open_path(found, source, config)
+    return open_path(path, path.resolve().name.split(".")[0] or "data", config)
+
+
+def _missing(source: str) -> str:
+    looked = ", ".join(str(root) for root in roots())
+    if not os.environ.get("POIESIS_DATA"):
+        looked = f"$POIESIS_DATA (not set), {looked}"
+    if source in NAMED:
+        places, what, hub_name = NAMED[source]
+        way = f"put {what} into {roots()[0] / places[0].partition('.')[0]}"
+        if "." in places[0]:
+            way = f"put {what} into {roots()[0]}"
+        if hub_name:
+            way += f", or use --data hf:{hub_name} (pip install 'poiesis[hub]')"
+        return f"the data set {source!r} is not in {looked}: {way}"
+    local = [p.name for root in roots() if root.is_dir() for p in root.iterdir() if p.is_dir()]
+    known = [*BUILT_IN, *NAMED, *local]
+    hint = suggest(source, known) or f"; named sets: {', '.join([*BUILT_IN, *NAMED])}"
+    return f"no file, folder or data set {source!r} (looked here and in {looked}){hint}"
+
+
+def open_path(path: Path, name: str, config: DataConfig) -> DataSet:
+    """Open a file or folder by what lies in it."""
+    if path.is_file():
+        lower = path.name.lower()
+        if lower.endswith(".zip"):
+            return images.open_zip(path, name, config)
+        if lower.endswith((".bin", ".bin.gz", ".tar", ".tar.gz", ".tgz")):
+            return arrays.open_cifar(path, name, config)
+        if lower.endswith(IMAGE_SUFFIXES):
+            raise DataError(f"{path}: is a single image; give the folder that holds the images")
+        return texts.open_files(path, name, config)
+    entries = sorted(path.iterdir())
+    names = [entry.name for entry in entries]
+    if any("-images" in n and "idx3" in n for n in names):
+        return arrays.open_idx(path, name, config)
+    if any(n.endswith((".bin", ".bin.gz")) for n in names):
+        return arrays.open_cifar(path, name, config)
+    if (path / "cifar-10-batches-bin").is_dir():
+        return arrays.open_cifar(path / "cifar-10-batches-bin", name, config)
+    zips = [entry for entry in entries if entry.name.lower().endswith(".zip")]
+    found = images.list_folder(path)
+    if found.names:
+        return images.open_files(found, name, config)
+    if len(zips) == 1:
+        return images.open_zip(zips[0], name, config)
+    return texts.open_files(path, name, config)

@@ -1,0 +1,194 @@
+"""Train, validation and test parts of image sets: deterministic, stratified, recorded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from poiesis.data.codecs import ImageCodec
+from poiesis.data.config import DataConfig
+from poiesis.data.dataset import DataSet, TensorSplit
+from poiesis.rng import generator, mix
+from poiesis.spec import Classes
+
+__all__ = ["Images", "Rows", "assemble", "bernoulli", "stratified"]
+
+TEST_SHARE = 0.1
+VALIDATION_SHARE = 0.1
+# As customary: 55,000 of MNIST's images train, and so of the set made to replace it.
+VALIDATION_IMAGES = {"mnist": 5000, "fashion-mnist": 5000}
+
+
+class Rows(Protocol):
+    """Image rows of one part, in memory or not."""
+
+    y: Tensor | None
+
+    def __len__(self) -> int: ...
+
+    def take(self, positions: Tensor) -> Any:
+        """Return a split of the rows at these positions."""
+        ...
+
+    def binarize(self, kind: str, part: str) -> Rows:
+        """Return the rows as bits; see `bernoulli`."""
+        ...
+
+
+@dataclass
+class MemoryRows:
+    """Rows in one uint8 tensor (n, c, h, w)."""
+
+    x: Tensor
+    y: Tensor | None
+    levels: int = 256
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, positions: Tensor) -> TensorSplit:
+        """Return these rows in memory."""
+        if len(positions) == len(self):
+            return TensorSplit(self.x, self.y)
+        return TensorSplit(self.x[positions], None if self.y is None else self.y[positions])
+
+    def binarize(self, kind: str, part: str) -> MemoryRows:
+        """Return the rows as bits, made in pieces to spare memory."""
+        out = torch.empty_like(self.x)
+        for rows in torch.arange(len(self)).split(1024):
+            out[rows] = to_bits(self.x[rows], kind, part, rows, self.levels)
+        return MemoryRows(out, self.y, 2)
+
+
+@dataclass
+class Images:
+    """An image set as found: its parts, of which "all" stands for a set without official ones."""
+
+    name: str
+    parts: dict[str, Any]
+    codec: ImageCodec
+    classes: tuple[str, ...] = ()
+    steps: list[str] = field(default_factory=list)
+    """What was done to the pictures, for the variant's name."""
+    skipped: list[str] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def bernoulli(part: str, rows: Tensor, dims: int) -> np.ndarray:
+    """Return uniform numbers in [0, 1), shape (len(rows), dims), each a hash of its place alone.
+
+    A splitmix64 finaliser of (seed 0, part, row, value): so that a set is binarised alike whether
+    it is held in memory or streamed.
+    """
+    start = np.uint64(mix("binarize", 0, part))
+    row = rows.numpy().astype(np.uint64)[:, None] * np.uint64(1 << 32)
+    with np.errstate(over="ignore"):
+        z = (row + np.arange(dims, dtype=np.uint64) + start) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def to_bits(x: Tensor, kind: str, part: str, rows: Tensor, levels: int) -> Tensor:
+    """Return levels (b, c, h, w) as uint8 bits: drawn ("once") or from half the maximum on."""
+    if kind == "threshold":
+        return (x.int() * 2 >= levels - 1).to(torch.uint8)
+    share = x.reshape(len(x), -1).numpy() / (levels - 1)
+    bits = bernoulli(part, rows, share.shape[1]) < share
+    return torch.from_numpy(bits.astype(np.uint8)).reshape(x.shape)
+
+
+def stratified(y: Tensor | None, n: int, shares: Sequence[float], seed: int) -> list[Tensor]:
+    """Return sorted positions of the rest and of one part per share, the same mix of classes each.
+
+    A part has round(share * n) rows, spread over the classes by largest remainders; a class of two
+    or more gives the first part at least one and keeps at least one.
+    """
+    y = torch.zeros(n, dtype=torch.int64) if y is None else y
+    labels, sizes = (t.numpy() for t in y.unique(return_counts=True))
+    counts = np.zeros((len(shares), len(labels)), np.int64)
+    for place, share in enumerate(shares):
+        quota = share * sizes
+        counts[place] = np.floor(quota)
+        left = round(share * n) - counts[place].sum()
+        counts[place][np.argsort(counts[place] - quota, kind="stable")[:left]] += 1
+        if place == 0 and share > 0:
+            counts[place] = counts[place].clip(min=1)
+        counts[place] = counts[place].clip(max=sizes - counts[:place].sum(0) - 1)
+    parts: list[list[Tensor]] = [[] for _ in range(len(shares) + 1)]
+    for column, label in enumerate(labels.tolist()):
+        members = (y == label).nonzero().flatten()
+        order = torch.randperm(len(members), generator=generator("split", seed, label))
+        sections = [*counts[:, column].tolist(), int(sizes[column] - counts[:, column].sum())]
+        for part, piece in zip([*parts[1:], parts[0]], members[order].split(sections), strict=True):
+            part.append(piece)
+    return [torch.cat(part).sort().values for part in parts]
+
+
+def _fingerprint(part: str, positions: Tensor) -> str:
+    digest = hashlib.sha256(part.encode())
+    digest.update(positions.numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def assemble(images: Images, config: DataConfig) -> DataSet:
+    """Return the data set: bits where asked, official parts kept, missing ones cut, all recorded.
+
+    Without official parts 10% are the test part; validation is cut from training.
+    """
+    parts, steps, codec = dict(images.parts), list(images.steps), images.codec
+    if config.binarize != "none":
+        parts = {part: rows.binarize(config.binarize, part) for part, rows in parts.items()}
+        kind = "Bernoulli-binarised once with seed 0"
+        steps.append(kind if config.binarize == "once" else "binarised at half the maximum")
+        codec = ImageCodec(**{**vars(codec), "levels": 2})
+
+    chosen: dict[str, tuple[str, Tensor]] = {
+        part: (part, torch.arange(len(rows))) for part, rows in parts.items()
+    }
+    share = VALIDATION_SHARE if config.validation is None else config.validation
+    if "all" in parts:
+        rows = parts["all"]
+        pieces = stratified(rows.y, len(rows), (share, TEST_SHARE), config.split_seed)
+        chosen = dict(
+            zip(("train", "validation", "test"), (("all", p) for p in pieces), strict=True)
+        )
+    elif "validation" not in parts and share > 0:
+        rows = parts["train"]
+        if config.validation is None and images.name in VALIDATION_IMAGES:
+            share = VALIDATION_IMAGES[images.name] / len(rows)
+        pieces = stratified(rows.y, len(rows), (share,), config.split_seed)
+        chosen["train"], chosen["validation"] = (("train", p) for p in pieces)
+    if config.split_seed and any(part in ("all", "train") for part, _ in chosen.values()):
+        steps.append(f"split with seed {config.split_seed}")
+    part, train = chosen["train"]
+    if config.limit is not None and config.limit < len(train):
+        order = torch.randperm(len(train), generator=generator("limit", config.split_seed))
+        chosen["train"] = part, train[order[: config.limit]].sort().values
+        steps.append(f"{config.limit:,} training images")
+
+    ordered = {s: chosen[s] for s in ("train", "validation", "test") if s in chosen}
+    ordered = {split: pick for split, pick in ordered.items() if len(pick[1])}
+    return DataSet(
+        name=images.name,
+        variant=", ".join([images.name, *steps]),
+        spec=codec.spec,
+        condition=Classes(count=len(images.classes), names=images.classes)
+        if len(images.classes) > 1
+        else None,
+        codec=codec,
+        splits={split: parts[part].take(pick) for split, (part, pick) in ordered.items()},
+        skipped=images.skipped,
+        notes={
+            **images.notes,
+            "counts": {split: len(pick) for split, (_, pick) in ordered.items()},
+            "sha256": {split: _fingerprint(part, pick) for split, (part, pick) in ordered.items()},
+        },
+    )
