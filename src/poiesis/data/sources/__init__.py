@@ -95,7 +95,7 @@ def _open(config: DataConfig) -> DataSet:
         return BUILT_IN[source](config)
     if source.startswith("hf:"):
         return hub.open_hub(config)
-    path = Path(source).expanduser()
+    path = Path(source or "?").expanduser()
     if source in NAMED or not path.exists():
         found = find(source) if source else None
         if found is None:
