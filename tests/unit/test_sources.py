@@ -199,6 +199,13 @@ def test_official_parts_are_kept(tmp_path):
     assert data.notes["counts"] == {"train": 20, "validation": 6, "test": 20}
 
 
+def test_a_lone_train_folder_is_cut_like_a_set_without_parts(tmp_path):
+    root = folder(tmp_path / "set", [f"train/{name}" for name in classes("ab", 10)])
+    data = open_data(str(root))
+    assert data.notes["counts"] == {"train": 16, "validation": 2, "test": 2}
+    assert data.condition.names == ("a", "b")
+
+
 def test_zip_is_read_like_a_folder(tmp_path):
     root = folder(tmp_path / "set", classes("ab", 6))
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:

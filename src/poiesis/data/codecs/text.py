@@ -25,6 +25,8 @@ __all__ = ["TextCodec"]
 
 # A text is fed to the BPE library in pieces that it can work on side by side.
 PIECE = 1 << 16
+# Of a preview: characters a line, lines a text, pixels a line.
+COLUMNS, LINES, LEADING = 80, 12, 15
 
 
 def _pieces(text: str) -> list[str]:
@@ -39,6 +41,14 @@ def _pieces(text: str) -> list[str]:
 
 def _codes(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
+@functools.cache
+def _font() -> ImageFont.FreeTypeFont:
+    """Return DejaVu Sans Mono, which comes with matplotlib; Pillow's own font knows ASCII only."""
+    import matplotlib
+
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSansMono.ttf", 11)
 
 
 class TextCodec:
@@ -143,21 +153,26 @@ class TextCodec:
             write_sidecar(path, recipe)
 
     def preview(self, raws: list[str]) -> Image.Image:
-        """Return the texts below one another as a picture, each cut to a few lines."""
-        font = ImageFont.load_default()
-        lines: list[str] = []
+        """Return the texts below one another as a picture, each cut to twelve lines."""
+        font = _font()
+        blocks = []
         for raw in raws:
             kept = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in raw)
-            wrapped = [
+            lines = [
                 part
                 for line in kept.splitlines()
-                for part in textwrap.wrap(line, 80, drop_whitespace=False) or [""]
+                for part in textwrap.wrap(line, COLUMNS, drop_whitespace=False) or [""]
             ]
-            lines += [*wrapped[:12], *(["…"] if len(wrapped) > 12 else []), "─" * 80]
-        picture = Image.new("RGB", (640, 16 * max(1, len(lines)) + 16), "white")
-        draw = ImageDraw.Draw(picture)
-        for row, line in enumerate(lines):
-            draw.text((8, 8 + 16 * row), line, fill="black", font=font)
+            blocks.append([*lines[:LINES], *(["…"] if len(lines) > LINES else [])] or [""])
+        rows = sum(len(block) + 1 for block in blocks)
+        picture = Image.new("RGB", (COLUMNS * 7 + 16, rows * LEADING + 8), "white")
+        draw, y = ImageDraw.Draw(picture), 8
+        for block in blocks:
+            for line in block:
+                draw.text((8, y), line, fill="black", font=font)
+                y += LEADING
+            draw.line((8, y + 5, picture.width - 8, y + 5), fill="silver")
+            y += LEADING
         return picture
 
     def to_json(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def open_hub(config: DataConfig) -> DataSet:
     if "train" not in parts:
         if len(loaded) != 1:
             raise DataError(f"{config.source}: has no train part, only {', '.join(loaded)}")
-        parts = {"all": next(iter(loaded.values()))}
+        parts = {"train": next(iter(loaded.values()))}
     name = owner_name.replace("/", "-")
     features = next(iter(parts.values())).features
     kinds = {column: type(feature).__name__ for column, feature in features.items()}
@@ -48,6 +48,7 @@ def open_hub(config: DataConfig) -> DataSet:
     if pictures:
         plain = datasets.Image(decode=False)
         columns = {p: rows.cast_column(pictures[0], plain) for p, rows in parts.items()}
+        columns = columns if len(columns) > 1 else {"all": columns["train"]}
         labels = [column for column, kind in kinds.items() if kind == "ClassLabel"]
         return _open_images(columns, pictures[0], labels[0] if labels else None, name, config)
     strings = [

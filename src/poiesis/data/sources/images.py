@@ -96,7 +96,7 @@ def open_files(found: Found, name: str, config: DataConfig) -> DataSet:
     """Return the images by the layout of their paths.
 
     train/, val/ and test/ on top are official parts; folders (in them) are classes; without
-    folders there are none. Folders that everything lies in are passed through.
+    folders there are none. Folders that everything lies in are passed through, a lone train/ too.
     """
     return open_parts(found, _arrange(found), name, config)
 
@@ -104,9 +104,7 @@ def open_files(found: Found, name: str, config: DataConfig) -> DataSet:
 def _arrange(found: Found) -> dict[str, list[tuple[str, str]]]:
     """Return part → (name, class) of each image; the class is "" without folders."""
     split = {name: PurePosixPath(name).parts for name in found.names}
-    while len(tops := {p[0] for p in split.values()}) == 1 and min(map(len, split.values())) > 1:
-        if next(iter(tops)).lower() in PARTS:
-            break
+    while len({p[0] for p in split.values()}) == 1 and min(map(len, split.values())) > 1:
         split = {name: p[1:] for name, p in split.items()}
     folders = {p[0] for p in split.values() if len(p) > 1}
     official = {PARTS[f.lower()] for f in folders if f.lower() in PARTS}

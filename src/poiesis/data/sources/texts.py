@@ -42,16 +42,16 @@ def assemble_text(
     skipped: Sequence[str] = (),
     notes: dict[str, Any] | None = None,
 ) -> DataSet:
-    """Return the data set of texts by part; a lone "all" is cut 90 to 10, its end validates.
+    """Return the data set of texts by part; without validation, the last tenth of train is it.
 
     The alphabet is that of all parts; byte pairs are learned on the training part alone.
     """
     parts = dict(parts)
-    if "all" in parts:
-        text = parts.pop("all")
-        share = VALIDATION_SHARE if config.validation is None else config.validation
+    share = VALIDATION_SHARE if config.validation is None else config.validation
+    if "validation" not in parts and share > 0:
+        text = parts["train"]
         cut = len(text) - int(len(text) * share)
-        parts = {"train": text[:cut], **({"validation": text[cut:]} if share else {}), **parts}
+        parts["train"], parts["validation"] = text[:cut], text[cut:]
     steps = []
     if config.limit is not None and config.limit < len(parts["train"]):
         parts["train"] = parts["train"][: config.limit]
@@ -102,7 +102,7 @@ def _read_all(paths: Sequence[Path], config: DataConfig) -> tuple[list[str], lis
 def open_files(path: Path, name: str, config: DataConfig) -> DataSet:
     """Return a text file, or all text files below a folder in the order of their paths."""
     if path.is_file():
-        return assemble_text(name, {"all": read_text(path)}, config)
+        return assemble_text(name, {"train": read_text(path)}, config)
     files = [
         file
         for file in sorted(path.rglob("*"))
@@ -118,7 +118,7 @@ def open_files(path: Path, name: str, config: DataConfig) -> DataSet:
     notes = {"files": len(texts), "ignored": ignored}
     if not texts:
         raise DataError(f"{path}: none of its {len(chosen)} text files can be read; {skipped[0]}")
-    return assemble_text(name, {"all": _join(texts)}, config, skipped=skipped, notes=notes)
+    return assemble_text(name, {"train": _join(texts)}, config, skipped=skipped, notes=notes)
 
 
 def open_stdlib(config: DataConfig) -> DataSet:
@@ -141,7 +141,7 @@ def open_stdlib(config: DataConfig) -> DataSet:
     version = platform.python_version()
     notes = {"files": len(texts), "python": version}
     data = assemble_text(
-        "python-stdlib", {"all": _join(texts)}, config, skipped=skipped, notes=notes
+        "python-stdlib", {"train": _join(texts)}, config, skipped=skipped, notes=notes
     )
     data.variant += f", Python {version}"
     return data
