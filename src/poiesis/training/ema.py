@@ -1,0 +1,80 @@
+"""Exponential moving averages of networks' weights and buffers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from poiesis.models.base import GenerativeModel
+
+__all__ = ["Average"]
+
+
+class Average:
+    """Moving averages of the networks that `model.ema()` names.
+
+    The decay of step t is min(decay, (1 + t) / (10 + t)): early weights are soon forgotten. Float
+    buffers (batch statistics) are averaged too, others are copied.
+    """
+
+    def __init__(self, model: GenerativeModel) -> None:
+        self.model = model
+        self.decays = dict(model.ema())
+        self.shadow: dict[str, Tensor] = {}
+        self._pairs: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+        self._copies: list[tuple[Tensor, Tensor]] = []
+        self._build()
+
+    def _live(self) -> Iterator[tuple[str, str, Tensor]]:
+        """Yield (network, name within the model, tensor) of what is averaged."""
+        for network in self.decays:
+            module = self.model.get_submodule(network)
+            prefix = f"{network}." if network else ""
+            named = [*module.named_parameters(), *module.named_buffers()]
+            for name, tensor in named:
+                yield network, prefix + name, tensor
+
+    @torch.no_grad()
+    def _build(self) -> None:
+        self._pairs = {network: ([], []) for network in self.decays}
+        self._copies = []
+        for network, name, tensor in self._live():
+            if name not in self.shadow or self.shadow[name].shape != tensor.shape:
+                self.shadow[name] = tensor.detach().clone()
+            if tensor.is_floating_point():
+                self._pairs[network][0].append(self.shadow[name])
+                self._pairs[network][1].append(tensor.detach())
+            else:
+                self._copies.append((self.shadow[name], tensor))
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move the averages towards the weights after 0-based `step`."""
+        for network, decay in self.decays.items():
+            averages, weights = self._pairs[network]
+            if averages:
+                now = min(decay, (1 + step) / (10 + step))
+                torch._foreach_lerp_(averages, weights, 1 - now)  # pyright: ignore
+        for average, value in self._copies:
+            average.copy_(value)
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take back saved averages."""
+        for name, average in self.shadow.items():
+            average.copy_(tensors[name])
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the averages into the model for the time of a ``with`` block."""
+        live = {name: tensor for _, name, tensor in self._live()}
+        kept = {name: tensor.data for name, tensor in live.items()}
+        try:
+            for name, tensor in live.items():
+                tensor.data = self.shadow[name]
+            yield
+        finally:
+            for name, tensor in live.items():
+                tensor.data = kept[name]

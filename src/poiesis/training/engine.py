@@ -1,0 +1,501 @@
+"""The engine: runs any model's stages and phases. No model writes a loop, no model is named here.
+
+One training step, read from top to bottom: `fit` → `run_step` → `_run_phase`. Everything random in a
+step is a pure function of (seed, stage, step, phase, repeat): data order, noise (`Batch.draws`) and
+the global generator that dropout uses. A checkpoint therefore needs no generator state, and a
+resumed run repeats the uninterrupted one bit for bit on the same machine and thread count.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from poiesis.data.dataset import DataSet
+from poiesis.data.loader import Loader
+from poiesis.data.views import View
+from poiesis.errors import ConfigError, PoiesisError, RunError
+from poiesis.models.base import Batch, GenerativeModel, Phase, Stage, autocast, hardware_bf16
+from poiesis.rng import Draws, mix
+from poiesis.runs import Checkpoint, Run
+from poiesis.spec import Tokens
+from poiesis.training import optimizers as optim
+from poiesis.training.config import TrainConfig
+from poiesis.training.ema import Average
+from poiesis.training.health import BadSteps, gradient_norm
+from poiesis.training.schedule import Schedule, resolve
+from poiesis.training.trackers import Bar, Tracker
+
+__all__ = ["Engine"]
+
+GRID_SAMPLES = 64
+VALIDATION_ROWS = 1024
+
+
+class Engine:
+    """Trains one model on one data set into one run folder.
+
+    The model must already be on its device. `stop` may be set (from a signal handler) to finish the
+    current step, save and return.
+    """
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        data: DataSet,
+        config: TrainConfig,
+        *,
+        run: Run | None = None,
+        seed: int = 0,
+        augment: tuple[str, ...] = (),
+        trackers: Sequence[Tracker] = (),
+        quiet: bool = False,
+        title: str = "",
+    ) -> None:
+        self.model = model
+        self.data = data
+        self.config = config
+        self.run = run
+        self.seed = seed
+        self.augment = augment
+        self.trackers = list(trackers)
+        self.quiet = quiet
+        self.title = title or type(model).__name__.lower()
+        self.device = model.device
+        if hardware_bf16(self.device) or self.device.type == "cuda":
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.compile:
+            for network in model.networks().values():
+                network.compile()
+        self.stages = list(model.stages())
+        self.average = Average(model)
+        self.bad_steps = BadSteps(config.max_bad_steps)
+        self.step = 0
+        self.seconds = 0.0
+        self.best = math.inf
+        self.stop = False
+        self.prepared = False
+        self.schedule: Schedule | None = None
+        self._bar: Bar | None = None
+        self.watch = ""
+        self._declared = dict(model.optimizers())
+        self._check_names()
+        self._stage_index = -1
+        self.enter(0)
+
+    # -- the loop ------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Train to the end of the schedule; raises RunError if gradients stay non-finite."""
+        self._prepare()
+        if self.schedule is None:
+            self.schedule = resolve(self)
+            if self.run is not None:
+                self.run.write_json("schedule.json", vars(self.schedule))
+        schedule = self.schedule
+        tokens = isinstance(self.model.spec, Tokens)
+        bar = Bar(self.title, schedule.total, unit="tok" if tokens else "img", quiet=self.quiet)
+        self._bar = bar
+        started, done_before = time.monotonic() - self.seconds, self.step
+        logs: dict[str, list[Tensor]] = {}
+        last_log, last_bar, items, items_at = time.monotonic(), 0.0, 0, time.monotonic()
+        fit_started, rate = time.monotonic(), 0.0
+        try:
+            while self.step < schedule.total and not self.stop:
+                self.enter(self._stage_of(self.step))
+                for name, value in self.run_step().items():
+                    logs.setdefault(name, []).append(value)
+                self.step += 1
+                stage = self.stages[self._stage_index]
+                items += self.batch_size(stage) * (self.model.spec.dims if tokens else 1)
+                now = time.monotonic()
+                self.seconds = now - started
+                last = self.step == schedule.total
+                if now - last_log >= self.config.log_every or last:
+                    means = {n: float(torch.stack(v).float().mean()) for n, v in logs.items()}
+                    rate = items / max(1e-9, now - items_at)
+                    speed = {"rate": rate, "seconds": self.seconds}
+                    self._log({**means, **speed}, "train")
+                    logs, last_log, items, items_at = {}, now, 0, now
+                    last_bar = 0.0
+                    left = self._left(now - fit_started, self.step - done_before)
+                    bar.update(self.step, rate, left, means)
+                elif now - last_bar > 0.5:
+                    last_bar = now
+                    left = self._left(now - fit_started, self.step - done_before)
+                    bar.update(self.step, rate, left, {})
+                pause = time.monotonic()
+                self._milestones(schedule)
+                items_at += time.monotonic() - pause
+        finally:
+            bar.close()
+            for tracker in self.trackers:
+                tracker.close()
+        if self.stop and self.step < schedule.total:
+            self.save()
+
+    def _left(self, elapsed: float, done: int) -> float:
+        assert self.schedule is not None
+        return elapsed / max(1, done) * (self.schedule.total - self.step)
+
+    def run_step(self) -> dict[str, Tensor]:
+        """Run the phases that are due in this step; return their mean losses and logs."""
+        stage = self.stages[self._stage_index]
+        done = self._step_in_stage()
+        for name, optimizer in self.optimizers.items():
+            declared = self._declared[name]
+            now = optim.factor(declared.schedule, done, self._stage_length())
+            for group in optimizer.param_groups:
+                group["lr"] = declared.lr * now
+        logs: dict[str, Tensor] = {}
+        for index, phase in enumerate(stage.phases):
+            if self.step % phase.every == 0:
+                for repeat in range(phase.repeat):
+                    logs.update(self._run_phase(stage, index, phase, repeat))
+        self.average.update(self.step)
+        return logs
+
+    def _run_phase(self, stage: Stage, index: int, phase: Phase, repeat: int) -> dict[str, Tensor]:
+        """Do one forward, backward and optimizer step of a phase."""
+        self._only_gradients_of(phase)
+        total = self.batch_size(stage)
+        keys = ("noise", self.seed, self._stage_index, self.step, index, repeat)
+        torch.manual_seed(mix(*keys))
+        parts = min(self.config.accumulate, total)
+        cuts = [total * k // parts for k in range(parts + 1)]
+        logs: dict[str, Tensor] = {}
+        for start, end in itertools.pairwise(cuts):
+            draws = Draws(keys, total=total, start=start, size=end - start, device=self.device)
+            batch = self._batch(stage, phase, repeat, draws)
+            with autocast(self.device, self.config.precision):
+                values, named = phase.loss(batch, self.step)
+            if values.shape != (end - start,):
+                raise RunError(
+                    f"phase {phase.name!r} returned a loss of shape {tuple(values.shape)} for "
+                    f"{end - start} samples; a loss holds one value per sample"
+                )
+            (values.float().sum() / total).backward()
+            share = (end - start) / total
+            for name, value in {phase.name: values, **named}.items():
+                mean = torch.as_tensor(value, dtype=torch.float32).detach().mean().cpu()
+                logs[name] = logs.get(name, torch.zeros(())) + share * mean
+        trained = self._trained[phase.step]
+        norm = gradient_norm(trained)
+        logs[f"{phase.name}_gradient"] = norm.cpu()
+        if torch.isfinite(norm):
+            self.bad_steps.good()
+            if self.config.clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(trained, self.config.clip, norm)
+            for name in phase.step:
+                clip = self._declared[name].clip
+                if clip is not None:
+                    own = self._trained[(name,)]
+                    own_norm = norm if len(phase.step) == 1 else gradient_norm(own)
+                    torch.nn.utils.clip_grads_with_norm_(own, clip, own_norm)
+                self.optimizers[name].step()
+        else:
+            self.say(self.bad_steps.bad(self.model, phase.name, self.step))
+        for parameter in trained:
+            parameter.grad = None
+        self.model.after_step(phase, self.step)
+        return logs
+
+    def _batch(self, stage: Stage, phase: Phase, repeat: int, draws: Draws) -> Batch:
+        if phase.data is None:
+            where = torch.arange(draws.start, draws.start + draws.size)
+            return Batch(x=None, condition=None, index=where, draws=draws, size=draws.size)
+        repeats = max(p.repeat for p in stage.phases)
+        number = self._step_in_stage() * repeats + repeat
+        loader = self.loader(stage, phase.data)
+        x, y, where = loader.batch(number, start=draws.start, size=draws.size)
+        condition = y if self.model.condition is not None else None
+        batch = Batch(x=x, condition=condition, index=where, draws=draws, size=draws.size)
+        if stage.transform is not None:
+            with torch.no_grad():
+                batch = stage.transform(batch)
+        return batch
+
+    # -- stages --------------------------------------------------------------------------------
+
+    def enter(self, index: int) -> None:
+        """Make stage `index` the current one: its networks, optimizers and loaders."""
+        if index == self._stage_index:
+            return
+        self._stage_index = index
+        stage = self.stages[index]
+        self.model.enter_stage(stage)
+        self.model.train()
+        if index == 0 or stage.reset_optimizers:
+            self.optimizers = {n: optim.build(self.model, o) for n, o in self._declared.items()}
+            self._own = {
+                name: [p for _, p in optim.parameters(self.model, o)]
+                for name, o in self._declared.items()
+            }
+        self._trained: dict[tuple[str, ...], list[nn.Parameter]] = {
+            (name,): own for name, own in self._own.items()
+        }
+        for phase in stage.phases:
+            joined = {id(p): p for name in phase.step for p in self._own[name]}
+            self._trained[tuple(phase.step)] = list(joined.values())
+        self._loaders: dict[tuple[str, str], Loader] = {}
+        self._gradients_of: tuple[str, ...] | None = None
+
+    def restart(self) -> None:
+        """Enter the first stage anew, with fresh optimizers."""
+        self._stage_index = -1
+        self.enter(0)
+
+    def _only_gradients_of(self, phase: Phase) -> None:
+        """Let only the parameters that the phase steps take gradients; others cost nothing."""
+        if self._gradients_of == phase.step:
+            return
+        self._gradients_of = phase.step
+        wanted = {id(p) for p in self._trained[phase.step]}
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(id(parameter) in wanted)
+
+    def loader(self, stage: Stage, split: str) -> Loader:
+        """Return the loader of a split in a stage's view."""
+        key = (stage.name, split)
+        if key not in self._loaders:
+            if split not in self.data.splits:
+                known = ", ".join(self.data.splits)
+                raise ConfigError(f"{self.data.name} has no split {split!r}; it has: {known}")
+            self._loaders[key] = Loader(
+                self.data.splits[split],
+                self.data.spec,
+                stage.view or self.model.spec,
+                batch_size=self.batch_size(stage),
+                seed=mix(self.seed, self._stage_index),
+                augment=self.augment if split == "train" else (),
+                device=self.device,
+            )
+        return self._loaders[key]
+
+    def batch_size(self, stage: Stage) -> int:
+        """Return the samples per step of a stage."""
+        return self.config.batch_size or stage.batch_size
+
+    def _stage_of(self, step: int) -> int:
+        assert self.schedule is not None
+        for index, length in enumerate(self.schedule.stage_steps):
+            if step < length:
+                return index
+            step -= length
+        return len(self.stages) - 1
+
+    def _step_in_stage(self) -> int:
+        if self.schedule is None:
+            return self.step
+        return self.step - sum(self.schedule.stage_steps[: self._stage_index])
+
+    def _stage_length(self) -> int:
+        if self.schedule is None:
+            # While the probe runs, the end is unknown: the learning rate stays at its start.
+            return 10_000
+        return self.schedule.stage_steps[self._stage_index]
+
+    def _check_names(self) -> None:
+        for stage in self.stages:
+            for phase in stage.phases:
+                for name in phase.step:
+                    if name not in self._declared:
+                        raise ConfigError(
+                            f"phase {phase.name!r} steps {name!r}, which is no optimizer; "
+                            f"known: {', '.join(self._declared)}"
+                        )
+
+    # -- how long ------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        if self.prepared:
+            return
+        torch.manual_seed(mix("prepare", self.seed))
+        stage = self.stages[0]
+        draws = Draws(("prepare", self.seed), total=self.batch_size(stage), device=self.device)
+        self.model.prepare(self._batch(stage, stage.phases[0], 0, draws))
+        self.average = Average(self.model)
+        self.prepared = True
+
+    # -- on the way ----------------------------------------------------------------------------
+
+    def _milestones(self, schedule: Schedule) -> None:
+        last = self.step == schedule.total
+
+        def due(count: int) -> bool:
+            if count <= 0:
+                return False
+            passed = self.step * count // schedule.total
+            return last or passed > (self.step - 1) * count // schedule.total
+
+        if due(schedule.validations):
+            values = self.validate()
+            if values:
+                self._log(values, "validation")
+                self._note_best(values)
+        if due(schedule.grids) and self.run is not None:
+            self.write_grid()
+        if (due(schedule.checkpoints) or last) and self.run is not None:
+            self.save()
+
+    def _note_best(self, values: dict[str, float]) -> None:
+        self.watch, value = next(iter(values.items()))
+        if value < self.best:
+            self.best = value
+            if self.run is not None:
+                files = self.state_files()
+                weights = {k: files[k] for k in ("model.safetensors", "ema.safetensors")}
+                note = {"step": self.step, self.watch: value}
+                weights["state.json"] = note
+                self.run.save_checkpoint(self.step, weights, kind="best", pointer="best", keep=1)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Return means over held-out rows of what the model watches, with averaged weights."""
+        split = "validation" if "validation" in self.data.splits else "train"
+        stage = self.stages[self._stage_index]
+        loader = Loader(
+            self.data.splits[split],
+            self.data.spec,
+            stage.view or self.model.spec,
+            batch_size=self.batch_size(stage),
+            device=self.device,
+        )
+        rows = min(len(loader), VALIDATION_ROWS)
+        sums: dict[str, float] = {}
+        done = 0
+        self.model.eval()
+        with self.average.applied():
+            for x, y, where in loader.in_order(rows):
+                draws = Draws(("validate", done), total=len(where), device=self.device)
+                condition = y if self.model.condition is not None else None
+                batch = Batch(
+                    x=x,
+                    condition=condition,
+                    index=where,
+                    draws=draws,
+                    size=len(where),
+                    training=False,
+                )
+                if stage.transform is not None:
+                    batch = stage.transform(batch)
+                with autocast(self.device, self.config.precision):
+                    values = self.model.validate(batch)
+                if not values:
+                    break
+                for name, value in values.items():
+                    sums[name] = sums.get(name, 0.0) + float(value.double().sum())
+                done += len(where)
+        self.model.train()
+        return {name: total / done for name, total in sums.items()}
+
+    def grid_samples(self) -> list[Any]:
+        """Return raw samples from the averaged weights, always from the same noise."""
+        codec = self.data.codec
+        view = View(self.data.spec, self.model.spec)
+        count = GRID_SAMPLES if codec.suffix == ".png" else 4
+        with self.average.applied():
+            drawn = self.model.sample(count, seed=self.seed, precision=self.config.precision)
+        self.model.train()
+        return [codec.decode(row) for row in view.invert(drawn)]
+
+    def write_grid(self) -> Path | None:
+        """Write the sample grid of this step into the run."""
+        assert self.run is not None
+        path = self.run.path / "samples" / f"step-{self.step:08d}.png"
+        try:
+            raws = self.grid_samples()
+            self.data.codec.preview(raws).save(path)
+            if raws and isinstance(raws[0], str):
+                path.with_suffix(".txt").write_text("\n\n---\n\n".join(raws), encoding="utf-8")
+        except PoiesisError as error:
+            self.say(f"no sample grid at step {self.step}: {error}")
+            return None
+        return path
+
+    def _log(self, values: dict[str, float], kind: str) -> None:
+        named = {f"{kind}/{name}": value for name, value in values.items()}
+        if self.bad_steps.total:
+            named["train/bad_steps"] = self.bad_steps.total
+        if self.run is not None:
+            self.run.log({"step": self.step, **named})
+        for tracker in self.trackers:
+            tracker.log(self.step, named)
+
+    def say(self, line: str) -> None:
+        """Tell the user one line."""
+        if self._bar is not None:
+            self._bar.say(line)
+
+    # -- state ---------------------------------------------------------------------------------
+
+    def state_files(self) -> dict[str, Any]:
+        """Return all that a resume needs, as checkpoint files by name."""
+        tensors, values = {}, {}
+        for name, optimizer in self.optimizers.items():
+            own_tensors, own_values = optim.state(optimizer)
+            tensors.update({f"{name}/{k}": v for k, v in own_tensors.items()})
+            values.update({f"{name}/{k}": v for k, v in own_values.items()})
+        extra_tensors, extra_values = {}, {}
+        for key, value in self.model.extra_state().items():
+            (extra_tensors if torch.is_tensor(value) else extra_values)[key] = value
+        return {
+            "model.safetensors": dict(self.model.state_dict()),
+            "ema.safetensors": dict(self.average.shadow),
+            "optimizer.safetensors": tensors,
+            "extra.safetensors": extra_tensors,
+            "state.json": {
+                "step": self.step,
+                "stage": self._stage_index,
+                "seconds": self.seconds,
+                "best": None if math.isinf(self.best) else self.best,
+                "watch": self.watch,
+                "prepared": self.prepared,
+                "bad_steps": self.bad_steps.total,
+                "optimizers": values,
+                "extra": extra_values,
+            },
+        }
+
+    def save(self) -> Path:
+        """Write a checkpoint; raises RunError, leaving the one before whole."""
+        assert self.run is not None
+        return self.run.save_checkpoint(self.step, self.state_files(), keep=self.config.keep)
+
+    def load_state_files(self, files: dict[str, Any]) -> None:
+        """Take back what `state_files` returned."""
+        state = files["state.json"]
+        self.enter(state["stage"])
+        self.model.load_state_dict(files["model.safetensors"])
+        if self.average.shadow:
+            self.average.load(files["ema.safetensors"])
+        for name, optimizer in self.optimizers.items():
+            prefix = f"{name}/"
+            tensors = _with_prefix(files["optimizer.safetensors"], prefix)
+            optim.load_state(optimizer, tensors, _with_prefix(state["optimizers"], prefix))
+        self.model.load_extra_state({**files["extra.safetensors"], **state["extra"]})
+        self.step = state["step"]
+        self.seconds = state["seconds"]
+        self.best = math.inf if state["best"] is None else state["best"]
+        self.watch = state["watch"]
+        self.prepared = state["prepared"]
+        self.bad_steps.total = state["bad_steps"]
+
+    def load_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint."""
+        files: dict[str, Any] = {"state.json": checkpoint.json("state.json")}
+        for name in ("model", "ema", "optimizer", "extra"):
+            tensors = checkpoint.tensors(f"{name}.safetensors")
+            files[f"{name}.safetensors"] = {k: v.to(self.device) for k, v in tensors.items()}
+        self.load_state_files(files)
+
+
+def _with_prefix(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
