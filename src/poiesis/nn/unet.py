@@ -1,0 +1,247 @@
+"""The U-Net of denoising diffusion (arXiv 2006.11239, appendix B), for any image size.
+
+Residual blocks of group normalisation, SiLU and 3x3 convolutions over several resolutions, with
+single-head self-attention at chosen ones and in the middle; the noise level enters every block.
+Modules are named after the `UNet2DModel` layout of published weights, so that a file of those maps
+one to one. Shapes: b batch, c channels, h height, w width, e embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["UNet", "sinusoidal_embedding"]
+
+_EPS = 1e-6
+
+
+def sinusoidal_embedding(t: Tensor, dim: int) -> Tensor:
+    """Embed noise levels (b,) as [sin, cos] of geometric frequencies 1…1e-4, (b, dim), float32."""
+    half = dim // 2
+    steps = torch.arange(half, dtype=torch.float32, device=t.device) / max(half - 1, 1)
+    phase_be = t.float()[:, None] * torch.exp(-math.log(10_000) * steps)
+    return F.pad(torch.cat([phase_be.sin(), phase_be.cos()], dim=1), (0, dim - 2 * half))
+
+
+class ResBlock(nn.Module):
+    """norm, SiLU, conv, + noise level, norm, SiLU, dropout, conv, + input."""
+
+    def __init__(self, c_in: int, c_out: int, embedding: int, groups: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, c_in, eps=_EPS)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.time_emb_proj = nn.Linear(embedding, c_out)
+        self.norm2 = nn.GroupNorm(groups, c_out, eps=_EPS)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+
+    def forward(self, x_bchw: Tensor, emb_be: Tensor) -> Tensor:
+        """Return (b, c_out, h, w)."""
+        h = self.conv1(F.silu(self.norm1(x_bchw)))
+        h = h + self.time_emb_proj(F.silu(emb_be))[:, :, None, None]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.conv_shortcut(x_bchw) + h
+
+
+class Attention(nn.Module):
+    """Self-attention of one head over all pixels, with a residual connection."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.group_norm = nn.GroupNorm(groups, channels, eps=_EPS)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.Linear(channels, channels)
+
+    def forward(self, x_bchw: Tensor) -> Tensor:
+        """Return the same shape."""
+        b, c, h, w = x_bchw.shape
+        # In channels-last memory these reshapes are views.
+        tokens = self.group_norm(x_bchw).flatten(2).transpose(1, 2)[:, None]
+        out = F.scaled_dot_product_attention(
+            self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
+        )
+        out = self.to_out(out)[:, 0].transpose(1, 2).reshape(b, c, h, w)
+        return x_bchw + out
+
+
+class Downsample(nn.Module):
+    """Halve the resolution by a convolution of stride 2, padded at the right and bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x_bchw: Tensor) -> Tensor:
+        """Return (b, c, h/2, w/2)."""
+        return self.conv(F.pad(x_bchw, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the resolution by repeating pixels, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x_bchw: Tensor) -> Tensor:
+        """Return (b, c, 2h, 2w)."""
+        return self.conv(F.interpolate(x_bchw, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, each with attention or not, and a resampler."""
+
+    def __init__(
+        self,
+        resnets: list[ResBlock],
+        attentions: list[Attention],
+        resample: Downsample | Upsample | None = None,
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList(attentions)
+        self.resample = resample
+
+    def block(self, i: int, x_bchw: Tensor, emb_be: Tensor) -> Tensor:
+        """Run residual block i and the attention after it, if there is one."""
+        x_bchw = self.resnets[i](x_bchw, emb_be)
+        return self.attentions[i](x_bchw) if i < len(self.attentions) else x_bchw
+
+
+class DownLevel(Level):
+    """A resolution on the way down; it remembers what each module made."""
+
+    def forward(self, x_bchw: Tensor, emb_be: Tensor, skips: list[Tensor]) -> Tensor:
+        """Return the (halved) features and append all intermediate ones to `skips`."""
+        for i in range(len(self.resnets)):
+            x_bchw = self.block(i, x_bchw, emb_be)
+            skips.append(x_bchw)
+        if self.resample is not None:
+            x_bchw = self.resample(x_bchw)
+            skips.append(x_bchw)
+        return x_bchw
+
+
+class MiddleLevel(Level):
+    """The coarsest resolution between the ways down and up."""
+
+    def forward(self, x_bchw: Tensor, emb_be: Tensor) -> Tensor:
+        """Return the same shape."""
+        for i in range(len(self.resnets)):
+            x_bchw = self.block(i, x_bchw, emb_be)
+        return x_bchw
+
+
+class UpLevel(Level):
+    """A resolution on the way up; each block also sees what the way down remembered."""
+
+    def forward(self, x_bchw: Tensor, emb_be: Tensor, skips: list[Tensor]) -> Tensor:
+        """Return the (doubled) features, taking one tensor off `skips` per block."""
+        for i in range(len(self.resnets)):
+            x_bchw = self.block(i, torch.cat([x_bchw, skips.pop()], dim=1), emb_be)
+        return x_bchw if self.resample is None else self.resample(x_bchw)
+
+
+class UNet(nn.Module):
+    """The network: (x_t, noise level, class) → an image of the same shape.
+
+    channels: width of the first resolution, a multiple of `groups`. multipliers: width of each
+    resolution in units of `channels`, from fine to coarse; height and width must be divisible by
+    2^(len − 1). blocks: residual blocks per resolution. attention: whether each resolution has
+    attention; the middle always does. classes: 0, or the number of classes; class number `classes`
+    then means "no class".
+    """
+
+    def __init__(
+        self,
+        *,
+        image_channels: int,
+        channels: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        attention: Sequence[bool],
+        groups: int = 32,
+        dropout: float = 0.0,
+        classes: int = 0,
+    ) -> None:
+        super().__init__()
+        embedding = 4 * channels
+        widths = [channels * m for m in multipliers]
+        self.channels = channels
+
+        def res(c_in: int, c_out: int) -> ResBlock:
+            return ResBlock(c_in, c_out, embedding, groups, dropout)
+
+        self.time_embedding = nn.Sequential(
+            nn.Linear(channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+        self.class_embedding = nn.Embedding(classes + 1, embedding) if classes else None
+        self.conv_in = nn.Conv2d(image_channels, channels, 3, padding=1)
+
+        current = channels
+        skips = [channels]
+        self.down_blocks = nn.ModuleList()
+        for i, width in enumerate(widths):
+            resnets = [res(current if j == 0 else width, width) for j in range(blocks)]
+            attentions = [Attention(width, groups) for _ in range(blocks) if attention[i]]
+            last = i == len(widths) - 1
+            self.down_blocks.append(
+                DownLevel(resnets, attentions, None if last else Downsample(width))
+            )
+            skips += [width] * (blocks if last else blocks + 1)
+            current = width
+
+        self.mid_block = MiddleLevel(
+            [res(current, current), res(current, current)], [Attention(current, groups)]
+        )
+
+        self.up_blocks = nn.ModuleList()
+        for i, width in reversed(list(enumerate(widths))):
+            resnets = []
+            for _ in range(blocks + 1):
+                resnets.append(res(current + skips.pop(), width))
+                current = width
+            attentions = [Attention(width, groups) for _ in range(blocks + 1) if attention[i]]
+            self.up_blocks.append(UpLevel(resnets, attentions, Upsample(width) if i else None))
+
+        self.conv_norm_out = nn.GroupNorm(groups, current, eps=_EPS)
+        self.conv_out = nn.Conv2d(current, image_channels, 3, padding=1)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """Variance 1/mean fan, biases 0; the last layer of every residual branch starts at 0."""
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        for module in self.modules():
+            if isinstance(module, ResBlock):
+                nn.init.zeros_(module.conv2.weight)
+            elif isinstance(module, Attention):
+                nn.init.zeros_(module.to_out.weight)
+        nn.init.zeros_(self.conv_out.weight)
+
+    def forward(self, x_bchw: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return (b, image_channels, h, w). t: levels (b,). condition: int64 (b,) or None."""
+        emb_be = self.time_embedding(sinusoidal_embedding(t, self.channels))
+        if self.class_embedding is not None:
+            if condition is None:
+                condition = torch.full_like(t, self.class_embedding.num_embeddings - 1)
+            emb_be = emb_be + self.class_embedding(condition)
+
+        x = self.conv_in(x_bchw)
+        skips = [x]
+        for level in self.down_blocks:
+            x = level(x, emb_be, skips)
+        x = self.mid_block(x, emb_be)
+        for level in self.up_blocks:
+            x = level(x, emb_be, skips)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))

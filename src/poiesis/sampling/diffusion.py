@@ -1,0 +1,353 @@
+"""Gaussian diffusion without a network: schedules, conversions, samplers, the likelihood bound.
+
+Everywhere x_t = α_t x0 + σ_t ε with ε ~ N(0, 1). A sampler knows a model only as a *denoiser*, a
+function (x_t, level) → estimate of x0; `x0_from` makes one from a network trained on any target.
+It walks a `Path`, a list of levels with their α and σ, so it serves any such process: variance
+preserving here, and just as well α = 1 or straight lines from noise to data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from poiesis.config import check
+from poiesis.rng import Noise
+
+__all__ = [
+    "Denoise",
+    "NoiseSchedule",
+    "Path",
+    "Prediction",
+    "Spacing",
+    "ancestral",
+    "bound_term",
+    "clip_x0",
+    "cosine_schedule",
+    "ddim",
+    "decoder_log_likelihood",
+    "dpm_solver_pp",
+    "epsilon_from",
+    "guide",
+    "linear_schedule",
+    "make_path",
+    "posterior",
+    "prior_kl",
+    "target_of",
+    "x0_from",
+]
+
+Denoise = Callable[[Tensor, Any], Tensor]
+"""(x_t of shape (b, …), level as its Path names it) → estimate of x0, float32, same shape."""
+
+Prediction = Literal["eps", "x0", "v"]
+"""What a network predicts: the noise, the clean data, or v = α ε − σ x0 (arXiv 2202.00512)."""
+
+Spacing = Literal["uniform", "trailing", "quadratic", "logsnr"]
+"""How the levels of a path are chosen; see `make_path`."""
+
+_BETA_MAX = 0.999
+"""Improved DDPM's cap, which keeps the last step of the cosine schedule from being singular."""
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """A variance-preserving schedule of T discrete levels, 0 the cleanest; float64 on the CPU.
+
+    betas: variance that each forward step adds, (T,). The rest follows from them:
+    alpha = sqrt(ᾱ) and sigma = sqrt(1 − ᾱ) with ᾱ_t = ∏_{s≤t} (1 − β_s) (arXiv 2006.11239, eq. 4).
+    """
+
+    betas: Tensor
+    alpha_bar: Tensor
+    alpha: Tensor
+    sigma: Tensor
+
+    @classmethod
+    def of_betas(cls, betas: Tensor) -> NoiseSchedule:
+        """Return the schedule of the given β, each in (0, 1)."""
+        betas = betas.double()
+        log_alpha_bar = torch.log1p(-betas).cumsum(0)
+        return cls(
+            betas=betas,
+            alpha_bar=log_alpha_bar.exp(),
+            alpha=(log_alpha_bar / 2).exp(),
+            sigma=(-torch.expm1(log_alpha_bar)).sqrt(),
+        )
+
+    @property
+    def steps(self) -> int:
+        """Number of levels T."""
+        return len(self.betas)
+
+    @property
+    def log_snr(self) -> Tensor:
+        """λ = log(α/σ) of each level, (T,), decreasing."""
+        return self.alpha.log() - self.sigma.log()
+
+
+def linear_schedule(steps: int) -> NoiseSchedule:
+    """β from 1e-4 to 0.02 at T = 1000, scaled by 1000/T otherwise (arXiv 2006.11239, section 4)."""
+    scale = 1000 / steps
+    betas = torch.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=torch.float64)
+    return NoiseSchedule.of_betas(betas.clamp(max=_BETA_MAX))
+
+
+def cosine_schedule(steps: int) -> NoiseSchedule:
+    """ᾱ(t) = cos²((t/T + s)/(1 + s) · π/2), s = 0.008, β ≤ 0.999 (arXiv 2102.09672, eq. 17)."""
+    offset = 0.008
+    t = torch.arange(steps + 1, dtype=torch.float64) / steps
+    alpha_bar = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
+    return NoiseSchedule.of_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=_BETA_MAX))
+
+
+# -- training targets -----------------------------------------------------------------------------
+
+
+def target_of(
+    prediction: Prediction, x0: Tensor, eps: Tensor, alpha: Tensor | float, sigma: Tensor | float
+) -> Tensor:
+    """Return what a network of this target should say; all arguments broadcast."""
+    if prediction == "eps":
+        return eps
+    return x0 if prediction == "x0" else alpha * eps - sigma * x0
+
+
+def x0_from(
+    prediction: Prediction,
+    output: Tensor,
+    x_t: Tensor,
+    alpha: Tensor | float,
+    sigma: Tensor | float,
+) -> Tensor:
+    """Return the estimate of x0 that a network's output stands for: the denoiser adapter.
+
+    With target v it needs α² + σ² = 1; with target eps it is unbounded as α goes to 0.
+    """
+    if prediction == "eps":
+        return (x_t - sigma * output) / alpha
+    return output if prediction == "x0" else alpha * x_t - sigma * output
+
+
+def epsilon_from(x0: Tensor, x_t: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
+    """Return the noise in x_t that an estimate of x0 implies; σ > 0."""
+    return (x_t - alpha * x0) / sigma
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance u + s (c − u) (arXiv 2207.12598, eq. 6, with s = 1 + w).
+
+    It is linear, so it may be applied to estimates of x0 as well as of ε: at one x_t they agree.
+    """
+    return unconditional + scale * (conditional - unconditional)
+
+
+def clip_x0(x0: Tensor, mode: Literal["none", "static", "dynamic"]) -> Tensor:
+    """Keep an estimate of data in [-1, 1] inside it.
+
+    dynamic: clamp to the 99.5th percentile s of each sample's absolute values and divide by s,
+    where s > 1, which keeps strong guidance from saturating (arXiv 2205.11487, section 2.3).
+    """
+    if mode == "none":
+        return x0
+    if mode == "static":
+        return x0.clamp(-1, 1)
+    limit = x0.flatten(1).abs().quantile(0.995, dim=1).clamp(min=1)
+    limit = limit.view(-1, *[1] * (x0.ndim - 1))
+    return torch.minimum(torch.maximum(x0, -limit), limit) / limit
+
+
+# -- paths ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Path:
+    """The levels a sampler visits, from noise to data.
+
+    levels: n values that the denoiser understands. alpha, sigma: n + 1 values, of those levels and
+    of the end, which is usually clean data: α = 1, σ = 0. Each level costs one denoiser call.
+    """
+
+    levels: Sequence[Any]
+    alpha: Sequence[float]
+    sigma: Sequence[float]
+
+    def log_snr(self, i: int) -> float:
+        """λ = log(α/σ) of point i, where σ > 0."""
+        return math.log(self.alpha[i] / self.sigma[i])
+
+
+def make_path(schedule: NoiseSchedule, steps: int, spacing: Spacing) -> Path:
+    """Choose `steps` of a schedule's T levels, ending at clean data; raises ConfigError.
+
+    uniform: 0, k, 2k, … with k = T // steps, as DDIM (arXiv 2010.02502, appendix D.2).
+    trailing: T−1, T−1−T/steps, …, from pure noise however few the steps (arXiv 2305.08891).
+    quadratic: linspace(0, sqrt(0.8 T))², DDIM's choice for CIFAR-10; up to T−1 where data would
+    still show through at 0.8 T. logsnr: equal steps in log(α/σ) (arXiv 2206.00927). Levels that
+    coincide after rounding are visited once, so a path may be shorter than asked.
+    """
+    total = schedule.steps
+    check("steps", steps, low=1, high=total)
+    if spacing == "uniform":
+        chosen = torch.arange(steps) * (total // steps)
+    elif spacing == "trailing":
+        chosen = total - 1 - (torch.arange(steps, dtype=torch.float64) * total / steps)
+    elif spacing == "quadratic":
+        top = 0.8 * total
+        if schedule.alpha[min(total - 1, int(top))] > _NOISE_ALPHA:
+            top = total - 1
+        chosen = torch.linspace(0, math.sqrt(top), steps, dtype=torch.float64) ** 2
+    else:
+        chosen = _equal_log_snr(schedule, steps)
+    levels = sorted({int(level) for level in chosen.round().long().clamp(0, total - 1)})[::-1]
+    alpha = [float(schedule.alpha[level]) for level in levels]
+    sigma = [float(schedule.sigma[level]) for level in levels]
+    return Path(levels, [*alpha, 1.0], [*sigma, 0.0])
+
+
+_NOISE_ALPHA = 0.05
+"""Below this share of signal x_t passes for pure noise (the linear schedule has .04 at 0.8 T)."""
+
+
+def _equal_log_snr(schedule: NoiseSchedule, steps: int) -> Tensor:
+    """Return the T levels nearest to equally spaced log(α/σ), from the noisiest to the cleanest."""
+    # The cosine schedule's last levels fall to λ = -10, where every x_t is noise: start after them.
+    log_snr = schedule.log_snr
+    start = max(float(log_snr[-1]), math.log(1e-2))
+    wanted = torch.linspace(start, float(log_snr[0]), steps, dtype=torch.float64)
+    if steps > 1:
+        return (log_snr[None] - wanted[:, None]).abs().argmin(dim=1)
+    return torch.tensor([schedule.steps - 1])
+
+
+# -- samplers -------------------------------------------------------------------------------------
+
+
+def posterior(
+    alpha_t: float, sigma_t: float, alpha_s: float, sigma_s: float
+) -> tuple[float, float, float, float]:
+    """Return (a, b, small, large) of q(x_s | x_t, x0) = N(a x_t + b x0, small), s cleaner than t.
+
+    small is the posterior variance β̃ (arXiv 2006.11239, eq. 7), large the variance β that the
+    forward step s → t adds: DDPM's "fixedsmall" and "fixedlarge".
+    """
+    ratio = alpha_t / alpha_s
+    large = max(sigma_t**2 - (ratio * sigma_s) ** 2, 0.0)
+    share = (sigma_s / sigma_t) ** 2
+    return ratio * share, alpha_s * large / sigma_t**2, large * share, large
+
+
+def ancestral(denoise: Denoise, path: Path, x: Tensor, noise: Noise) -> Tensor:
+    """DDPM's sampler with variance β_t, "fixedlarge" (arXiv 2006.11239, algorithm 2).
+
+    Over all T levels it is the paper's; over fewer, the same with the longer steps' β. The
+    "fixedsmall" variant is `ddim` with eta = 1. x: pure noise (b, …).
+    """
+    for i, level in enumerate(path.levels):
+        a, b, _, large = posterior(
+            path.alpha[i], path.sigma[i], path.alpha[i + 1], path.sigma[i + 1]
+        )
+        x = a * x + b * denoise(x, level)
+        if path.sigma[i + 1] > 0:
+            x = x + math.sqrt(large) * noise.randn(*x.shape[1:])
+    return x
+
+
+def ddim(
+    denoise: Denoise, path: Path, x: Tensor, noise: Noise | None = None, eta: float = 0.0
+) -> Tensor:
+    """Denoising diffusion implicit sampler (arXiv 2010.02502, eq. 12 and 16).
+
+    eta: 0 is deterministic, and then Euler's method for the probability-flow ODE in x/α against
+    σ/α; 1 draws as much noise as DDPM with the posterior variance. `noise` is needed if eta > 0.
+    """
+    for i, level in enumerate(path.levels):
+        alpha, sigma = path.alpha[i + 1], path.sigma[i + 1]
+        x0 = denoise(x, level)
+        eps = epsilon_from(x0, x, path.alpha[i], path.sigma[i])
+        variance = posterior(path.alpha[i], path.sigma[i], alpha, sigma)[2] * eta**2
+        x = alpha * x0 + math.sqrt(max(sigma**2 - variance, 0.0)) * eps
+        if noise is not None and variance > 0:
+            x = x + math.sqrt(variance) * noise.randn(*x.shape[1:])
+    return x
+
+
+def dpm_solver_pp(denoise: Denoise, path: Path, x: Tensor) -> Tensor:
+    """DPM-Solver++(2M): second order, one call per step (arXiv 2211.01095, algorithm 2).
+
+    The first step and the one to clean data, whose log(α/σ) is infinite, are of first order.
+    """
+    last: Tensor | None = None
+    for i, level in enumerate(path.levels):
+        alpha, sigma = path.alpha[i + 1], path.sigma[i + 1]
+        x0 = denoise(x, level)
+        data = x0
+        if last is not None and i < len(path.levels) - 1:
+            step = path.log_snr(i + 1) - path.log_snr(i)
+            ratio = (path.log_snr(i) - path.log_snr(i - 1)) / step
+            data = x0 + (x0 - last) / (2 * ratio)
+        shrink = sigma / path.sigma[i]
+        # α' (1 − e^{−h}), written without the infinite h of the last step
+        x = shrink * x + (alpha - path.alpha[i] * shrink) * data
+        last = x0
+    return x
+
+
+# -- the variational bound ------------------------------------------------------------------------
+
+
+def prior_kl(schedule: NoiseSchedule, x0: Tensor) -> Tensor:
+    """KL(q(x_T | x0) ‖ N(0, 1)) in nats, summed per sample, (b,), float64."""
+    mean = float(schedule.alpha[-1]) * x0.double().flatten(1)
+    variance = float(schedule.sigma[-1]) ** 2
+    return (mean.square() + variance - 1 - math.log(variance)).sum(1) / 2
+
+
+def bound_term(
+    schedule: NoiseSchedule, level: Tensor, x0: Tensor, estimate: Tensor, data_levels: int
+) -> Tensor:
+    """Return one term of −log p(x0) ≤ prior_kl + Σ_t term_t for each sample: (b,), float64, nats.
+
+    level: int64 (b,), each t in 0…T−1. estimate: the denoiser's x0 of x_t. For t > 0 it is
+    KL(q(x_{t−1} | x_t, x0) ‖ p(x_{t−1} | x_t)) with p of the posterior's own variance β̃_t; for
+    t = 0 it is −log p(x0 | x_0) of integer levels (arXiv 2006.11239, eq. 5, 7, 8 and 13, where
+    the first t is 1).
+    """
+    t = level.cpu()
+    s = (t - 1).clamp(min=0)
+    ab_t, ab_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
+    # eq. 8: ‖μ̃(x_t, x0) − μ̃(x_t, x̂0)‖² / 2β̃ is half the fall of α²/σ² times ‖x0 − x̂0‖²
+    weight = (ab_s / (1 - ab_s) - ab_t / (1 - ab_t)) / 2
+    error = (x0.double() - estimate.double()).square().flatten(1).sum(1)
+    kl = weight.to(x0.device) * error
+    clean = level == 0
+    if clean.any():
+        ab = schedule.alpha_bar
+        # The t = 0 posterior has no variance; DDPM lends it the next one's.
+        sigma = math.sqrt(float(schedule.betas[1] * (1 - ab[0]) / (1 - ab[1])))
+        kl[clean] = -decoder_log_likelihood(x0[clean], estimate[clean], sigma, data_levels)
+    return kl
+
+
+def decoder_log_likelihood(x0: Tensor, mean: Tensor, sigma: float, levels: int) -> Tensor:
+    """log p of integer levels, stored as x0 in [-1, 1], under N(mean, σ²) cut into bins.
+
+    A bin reaches half the distance of two levels, 1/(levels − 1), to either side; the outermost
+    two have no outer edge (arXiv 2006.11239, eq. 13). Returns nats summed per sample,
+    (b,), float64.
+    """
+    half = 1 / (levels - 1)
+    x, mean = x0.double(), mean.double()
+    low = torch.where(x < -1 + half, -math.inf, (x - half - mean) / sigma)
+    high = torch.where(x > 1 - half, math.inf, (x + half - mean) / sigma)
+    # Φ(high) − Φ(low) keeps its digits in the left tail only, so mirror what lies in the right one.
+    mirror = low > 0
+    low, high = torch.where(mirror, -high, low), torch.where(mirror, -low, high)
+    log_high = torch.special.log_ndtr(high)
+    log_low = torch.special.log_ndtr(low)
+    return (log_high + torch.log1p(-torch.exp(log_low - log_high))).flatten(1).sum(1)
