@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from poiesis.data.config import DataConfig
+    from poiesis.data.dataset import DataSet
 
 __all__ = ["open_data"]
 
 
-def open_data(source: str, config: Any = None) -> Any:
+def open_data(source: str, config: DataConfig | None = None) -> DataSet:
     """Open a data set by name or path and return a `DataSet`; raises DataError.
 
     config: a `DataConfig`; its source is replaced by `source`.

@@ -1,6 +1,6 @@
 """The engine: runs any model's stages and phases. No model writes a loop, no model is named here.
 
-One training step, read from top to bottom: `fit` → `run_step` → `_run_phase`. Everything random in a
+One training step, from top to bottom: `fit` → `run_step` → `_run_phase`. Everything random in a
 step is a pure function of (seed, stage, step, phase, repeat): data order, noise (`Batch.draws`) and
 the global generator that dropout uses. A checkpoint therefore needs no generator state, and a
 resumed run repeats the uninterrupted one bit for bit on the same machine and thread count.
@@ -94,7 +94,7 @@ class Engine:
 
     def fit(self) -> None:
         """Train to the end of the schedule; raises RunError if gradients stay non-finite."""
-        self._prepare()
+        self.prepare()
         if self.schedule is None:
             self.schedule = resolve(self)
             if self.run is not None:
@@ -314,7 +314,8 @@ class Engine:
 
     # -- how long ------------------------------------------------------------------------------
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
+        """Let the model initialise from a first batch, once."""
         if self.prepared:
             return
         torch.manual_seed(mix("prepare", self.seed))

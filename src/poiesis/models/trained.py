@@ -1,0 +1,400 @@
+"""A trained model: a run folder opened for use. `load(run).sample(64, seed=0)`.
+
+The run alone is enough: it holds the configuration, codec, view and weights. Samples come as raw
+data of the user's format (pictures, texts), and as files with their recipe inside.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from poiesis import config as configs
+from poiesis import registry
+from poiesis.data import open_data
+from poiesis.data.codecs import codec_from_json
+from poiesis.data.config import DataConfig
+from poiesis.data.dataset import DataSet
+from poiesis.data.views import View
+from poiesis.errors import CapabilityError, ConfigError, PoiesisWarning, RunError
+from poiesis.models.base import GenerativeModel
+from poiesis.rng import Noise
+from poiesis.runs import Run
+from poiesis.sampling.streaming import StopStrings, TextStream
+from poiesis.spec import Classes, Tokens, from_json
+
+__all__ = ["Trained", "build", "load", "pick_device", "reproduce", "sample"]
+
+Progress = Callable[[int], None]
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device of a name; auto is a GPU if there is one. Raises ConfigError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device = cuda, but no CUDA GPU is available here; use cpu or auto")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device = mps, but no Apple GPU is available here; use cpu or auto")
+    return torch.device(name)
+
+
+def build(
+    cls: type[GenerativeModel],
+    config: Any,
+    spec: Any,
+    condition: Classes | None,
+    *,
+    parts_folder: Path | None = None,
+    device: torch.device | str = "cpu",
+) -> GenerativeModel:
+    """Construct a model for native data `spec`, loading its parts from the run's copies."""
+    # A model is conditional where its configuration asks for it and the data has classes.
+    use = condition if getattr(config, "conditional", False) else None
+    view = cls.view(config, spec)
+    names = cls.parts(config)
+    if not names:
+        return cls(config, view, use).to(device)
+    if parts_folder is None:
+        raise RunError(f"{cls.__name__} is built on other runs and needs a run folder")
+    parts = {name: load(parts_folder / name, device=str(device)).model for name in names}
+    return cls(config, view, use, parts=parts).to(device)  # type: ignore[call-arg]
+
+
+class Trained:
+    """A run opened for use; made by `load`."""
+
+    def __init__(
+        self,
+        run: Run,
+        name: str,
+        model: GenerativeModel,
+        data: dict[str, Any],
+        config: dict[str, Any],
+        model_hash: str,
+        step: int,
+    ) -> None:
+        self.run = run
+        self.name = name
+        self.model = model
+        self.config = config
+        self.model_hash = model_hash
+        self.step = step
+        self.data_name: str = data["name"]
+        self.variant: str = data["variant"]
+        self.data_spec = from_json(data["spec"])
+        self.condition: Classes | None = from_json(data["condition"])
+        self.codec = codec_from_json(data["codec"])
+        self.view = View(self.data_spec, model.spec)
+
+    def __repr__(self) -> str:
+        return f"<{self.name} trained on {self.variant}, step {self.step}, {self.run.path}>"
+
+    def open_data(self) -> DataSet:
+        """Open the data set it was trained on, read and split the same way."""
+        data = configs.from_dict(DataConfig, self.config["data"], path="data.")
+        return open_data(data.source, data)
+
+    def options(self, **changes: Any) -> Any:
+        """Return sampling options; raises ConfigError for an unknown one, with a suggestion."""
+        return configs.from_dict(type(self.model).Sampling, changes, path="sampling.")
+
+    def class_number(self, name: str | int) -> int:
+        """Return a class's number by name; raises CapabilityError if the model has none."""
+        if self.model.condition is None:
+            raise CapabilityError(
+                f"this {self.name} was trained without classes; train one with "
+                "--model.conditional true on data that has classes"
+            )
+        return self.model.condition.index(str(name))
+
+    def sample_native(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        label: str | int | None = None,
+        options: Any = None,
+        batch_size: int = 64,
+        first: int = 0,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Return n samples as native tensors: uint8 levels (n, c, h, w) or int64 tokens (n, t)."""
+        condition = None if label is None else torch.full((n,), self.class_number(label))
+        drawn = self.model.sample(
+            n,
+            seed=seed,
+            condition=condition,
+            options=options,
+            batch_size=batch_size,
+            first=first,
+            progress=progress,
+        )
+        return self.view.invert(drawn)
+
+    def sample(
+        self,
+        n: int = 1,
+        *,
+        seed: int = 0,
+        label: str | int | None = None,
+        prompt: str | None = None,
+        stop: Sequence[str] = (),
+        on_text: Callable[[int, str], None] | None = None,
+        batch_size: int = 64,
+        first: int = 0,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> list[Any]:
+        """Return n raw samples: pictures (PIL) or texts.
+
+        Sample i depends on (seed, first + i) alone. label: a class by name or number. prompt, stop,
+        on_text(sample, piece): for text, what to continue, where to stop, and who hears each piece
+        at once. options: the model's sampling options by name.
+        """
+        configs.check("n", n, low=1)
+        configs.check("batch_size", batch_size, low=1)
+        chosen = self.options(**options)
+        if prompt is None and not stop and on_text is None:
+            native = self.sample_native(
+                n,
+                seed=seed,
+                label=label,
+                options=chosen,
+                batch_size=batch_size,
+                first=first,
+                progress=progress,
+            )
+            return [self.codec.decode(row) for row in native]
+        texts: list[Any] = []
+        for start in range(first, first + n, batch_size):
+            count = min(batch_size, first + n - start)
+            noise = Noise(seed, range(start, start + count), device=self.model.device)
+            texts += self._continue(prompt, noise, chosen, stop, on_text, start - first)
+            if progress is not None:
+                progress(count)
+        return texts
+
+    def _continue(
+        self,
+        prompt: str | None,
+        noise: Noise,
+        options: Any,
+        stop: Sequence[str],
+        on_text: Callable[[int, str], None] | None,
+        offset: int,
+    ) -> list[str]:
+        generate = getattr(self.model, "generate", None)
+        spec = self.data_spec
+        if generate is None or not (isinstance(spec, Tokens) and spec.stream):
+            raise CapabilityError(
+                f"this {self.name} on {self.data_name} can't continue a prompt or stop at a text; "
+                "a transformer trained on text can"
+            )
+        count = len(noise)
+        prompt = prompt or "\n"
+        tokens = self.codec.encode(prompt).tolist()
+
+        def decode(ids: Sequence[int]) -> str:
+            return self.codec.decode(torch.tensor(ids, dtype=torch.long))
+
+        streams = [StopStrings(stop, decode) if stop else TextStream(decode) for _ in range(count)]
+        pieces: list[list[str]] = [[] for _ in range(count)]
+
+        def take(row: int, piece: str) -> None:
+            pieces[row].append(piece)
+            if on_text is not None and piece:
+                on_text(offset + row, piece)
+
+        def on_token(row: int, token: int) -> None:
+            take(row, streams[row].push(token))
+
+        def ended(row: int, token: int) -> bool:
+            return bool(getattr(streams[row], "stopped", False))
+
+        generate([tokens] * count, noise, options, stop=ended, on_token=on_token)
+        for row, stream in enumerate(streams):
+            take(row, stream.flush())
+        return [prompt + "".join(parts) for parts in pieces]
+
+    def recipe(self, index: int, first: int, count: int, **how: Any) -> dict[str, Any]:
+        """Return what makes sample `index` again: model hash, config, seed, options, version."""
+        from poiesis import __version__
+
+        return {
+            "poiesis": __version__,
+            "model": self.name,
+            "run": str(self.run.path),
+            "model_hash": self.model_hash,
+            "step": self.step,
+            "data": self.variant,
+            "config": self.config,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "index": index,
+            "batch": [first, count],
+            **how,
+        }
+
+
+def load(
+    run: str | Path,
+    *,
+    checkpoint: str = "auto",
+    weights: Literal["average", "raw"] = "average",
+    device: str = "auto",
+) -> Trained:
+    """Open a trained run; raises RunError if there is none or its files are damaged.
+
+    checkpoint: auto (the best by held-out data where training watched one, else the latest),
+    latest, best or a step number. weights: the moving average where the model has one, or raw.
+    """
+    folder = Run.open(run)
+    config = folder.config()
+    data = folder.read_json("data.json")
+    if data is None or "name" not in config:
+        raise RunError(f"{str(folder.path)!r} is no complete run (no data.json); train it again")
+    cls = registry.model_class(config["name"])
+    model_config = configs.from_dict(cls.Config, config["model"], path="model.")
+    model = build(
+        cls,
+        model_config,
+        from_json(data["spec"]),
+        from_json(data["condition"]),
+        parts_folder=folder.path / "parts",
+        device=pick_device(device),
+    )
+    if checkpoint == "auto":
+        checkpoint = "best" if folder.has_checkpoint("best") else "latest"
+    found = folder.checkpoint(checkpoint)
+    tensors = found.tensors("model.safetensors")
+    if weights == "average":
+        tensors.update(found.tensors("ema.safetensors"))
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise RunError(
+            f"the weights in {str(found.path)!r} don't fit the model: {reason}"
+        ) from None
+    model.eval().requires_grad_(False)
+    key = "ema.safetensors" if weights == "average" and found.tensors("ema.safetensors") else ""
+    model_hash = found.hashes[key or "model.safetensors"]
+    return Trained(folder, config["name"], model, data, config, model_hash, found.step)
+
+
+def sample(
+    run: str | Path,
+    n: int = 64,
+    *,
+    seed: int = 0,
+    out: str | Path | None = None,
+    checkpoint: str = "auto",
+    weights: Literal["average", "raw"] = "average",
+    label: str | int | None = None,
+    prompt: str | None = None,
+    stop: Sequence[str] = (),
+    on_text: Callable[[int, str], None] | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+    progress: Progress | None = None,
+    **options: Any,
+) -> list[Path]:
+    """Draw n samples and write each to a file in `out`, its recipe inside; returns the paths.
+
+    out: default the run's folder samples/seed-<seed>. Pictures also get a sheet of the first 100.
+    Everything is drawn before the first file is written.
+    """
+    trained = load(run, checkpoint=checkpoint, weights=weights, device=device)
+    how = {"seed": seed, "label": label, "prompt": prompt, "stop": list(stop)}
+    how |= {"weights": weights, "batch_size": batch_size, "options": options}
+    raws = trained.sample(
+        n,
+        seed=seed,
+        label=label,
+        prompt=prompt,
+        stop=stop,
+        on_text=on_text,
+        batch_size=batch_size,
+        progress=progress,
+        **options,
+    )
+    folder = Path(out) if out is not None else trained.run.path / "samples" / f"seed-{seed}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = []
+        digits = max(5, len(str(n - 1)))
+        for index, raw in enumerate(raws):
+            first = index // batch_size * batch_size
+            recipe = trained.recipe(index, first, min(batch_size, n - first), **how)
+            path = folder / f"{index:0{digits}d}{trained.codec.suffix}"
+            trained.codec.write(raw, path, recipe)
+            paths.append(path)
+        if trained.codec.suffix == ".png":
+            trained.codec.preview(raws[:100]).save(folder / "grid.png")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RunError(f"can't write samples to {str(folder)!r}: {reason}") from None
+    return paths
+
+
+def reproduce(
+    file: str | Path, out: str | Path, *, run: str | Path | None = None, device: str = "auto"
+) -> Path:
+    """Make a generated file again from the recipe it holds, byte for byte on the same machine.
+
+    run: where the run lies now, if it moved. Raises RunError if the run holds another model.
+    """
+    from poiesis.data.provenance import read_recipe
+
+    recipe = read_recipe(file)
+    try:
+        first, count = recipe["batch"]
+        index, seed, options = recipe["index"], recipe["seed"], recipe["options"]
+        where, model_hash = run or recipe["run"], recipe["model_hash"]
+    except (KeyError, TypeError, ValueError):
+        raise RunError(f"the recipe in {str(file)!r} is incomplete") from None
+    if not Path(where).exists():
+        raise RunError(f"the run {str(where)!r} of {str(file)!r} is not there; say --run FOLDER")
+    folder = Run.open(where)
+    steps = [str(recipe["step"]), "best", "latest"]
+    trained = None
+    for checkpoint in steps:
+        try:
+            found = load(
+                folder.path, checkpoint=checkpoint, weights=recipe["weights"], device=device
+            )
+        except RunError:
+            continue
+        if found.model_hash == model_hash:
+            trained = found
+            break
+    if trained is None:
+        raise RunError(
+            f"{str(where)!r} no longer holds the model of {str(file)!r} (hash "
+            f"{model_hash[:12]}, step {recipe['step']}); its training went on or it was replaced"
+        )
+    if recipe.get("threads") != torch.get_num_threads():
+        warnings.warn(
+            f"made with {recipe.get('threads')} threads, now {torch.get_num_threads()}: the bytes "
+            "may differ in the last digits",
+            PoiesisWarning,
+            stacklevel=2,
+        )
+    raws = trained.sample(
+        count,
+        seed=seed,
+        first=first,
+        label=recipe["label"],
+        prompt=recipe["prompt"],
+        stop=recipe["stop"],
+        batch_size=recipe["batch_size"],
+        **options,
+    )
+    trained.codec.write(raws[index - first], Path(out), recipe)
+    return Path(out)
