@@ -120,6 +120,7 @@ def test_modern_optimizers_share_the_parameters_between_them():
     config = Transformer.preset("default", IMAGE)
     model = Transformer(config, Transformer.view(config, IMAGE))
     muon, adamw = model.optimizers()["muon"], model.optimizers()["adamw"]
+    assert muon.select is not None and adamw.select is not None
     named = dict(model.named_parameters())
     hidden = {n for n, p in named.items() if muon.select(n, p)}
     rest = {n for n, p in named.items() if adamw.select(n, p)}
@@ -327,18 +328,18 @@ def test_sampled_images_follow_the_exact_probabilities():
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_learns_a_rule_that_needs_attention(recipe):
     # Each text repeats its first six random tokens: only attending six back predicts the rest.
-    config = Transformer.Config(recipe=recipe, context=11, width=32, layers=2, lr=3e-3)
+    config = Transformer.Config(recipe=recipe, context=11, width=32, layers=2)
     torch.manual_seed(0)
     model = Transformer(config, Transformer.view(config, TEXT))
-    adam = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(300):
+    adam = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(150):
         x = torch.randint(11, (32, 6)).repeat(1, 2)
         loss, _ = model.loss(batch(x), 0)
         adam.zero_grad()
         loss.mean().backward()
         adam.step()
     x = torch.randint(11, (64, 6)).repeat(1, 2)
-    assert model.eval().nll(x, None)[:, 5:].mean().item() < 0.25
+    assert model.eval().nll(x, None)[:, 5:].mean().item() < 0.4
     prompt = [3, 1, 4, 1, 5, 9]
     rows = model.generate([prompt], Noise(0, [0]), Transformer.Sampling(temperature=0, length=6))
     assert rows == [prompt]
