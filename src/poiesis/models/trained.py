@@ -19,7 +19,7 @@ from poiesis import registry
 from poiesis.data import open_data
 from poiesis.data.codecs import codec_from_json
 from poiesis.data.config import DataConfig
-from poiesis.data.dataset import DataSet
+from poiesis.data.dataset import Codec, DataSet
 from poiesis.data.views import View
 from poiesis.errors import CapabilityError, ConfigError, PoiesisWarning, RunError
 from poiesis.models.base import GenerativeModel
@@ -89,7 +89,7 @@ class Trained:
         self.variant: str = data["variant"]
         self.data_spec = from_json(data["spec"])
         self.condition: Classes | None = from_json(data["condition"])
-        self.codec = codec_from_json(data["codec"])
+        self.codec: Codec = codec_from_json(data["codec"])
         self.view = View(self.data_spec, model.spec)
 
     def __repr__(self) -> str:
