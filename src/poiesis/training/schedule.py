@@ -69,8 +69,10 @@ def resolve(engine: Engine) -> Schedule:
     schedule.probe = probe(engine)
     left = max(0.5 * budget, budget - (time.monotonic() - began))
     each = OVERHEAD * left / 2
-    schedule.grids = min(config.grids, int(each / max(schedule.probe["grid"], 1e-9)))
-    checks = int(each / max(schedule.probe["validation"], 1e-9))
+    # At least the last one, however dear.
+    grids = max(1, int(each / max(schedule.probe["grid"], 1e-9)))
+    checks = max(1, int(each / max(schedule.probe["validation"], 1e-9)))
+    schedule.grids = min(config.grids, grids)
     schedule.validations = min(config.validations, checks)
     left -= schedule.grids * schedule.probe["grid"]
     left -= schedule.validations * schedule.probe["validation"]
