@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
-from poiesis.data.dataset import Split, TextSplit
+from poiesis.data.dataset import Split, TextSplit, WindowSplit
 from poiesis.data.views import View
 from poiesis.errors import DataError
 from poiesis.rng import Draws, generator
 from poiesis.spec import Spec
 
-__all__ = ["Loader", "positions"]
+__all__ = ["Loader", "Rows", "positions"]
+
+Rows = tuple[Tensor, Tensor | None, Tensor]
+"""(rows in the view, int64 classes or None, positions)."""
+Key = tuple[int, int, int]
 
 
 @functools.lru_cache(maxsize=4)
@@ -63,16 +68,31 @@ class Loader:
         self.seed = seed
         self.augment = augment
         self.device = device
+        self._last: tuple[Key, Rows] | None = None
+        self._ahead: dict[Key, Future[Rows]] = {}
+        streams = not hasattr(split, "x") and not isinstance(split, WindowSplit)
+        self._reader = ThreadPoolExecutor(1, "poiesis-ahead") if streams else None
 
     def __len__(self) -> int:
         """Number of rows."""
         return len(self.split)
 
-    def batch(
-        self, number: int, *, start: int = 0, size: int | None = None
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Return (view rows, classes or None, positions) of rows start…start+size of batch k."""
-        size = self.batch_size - start if size is None else size
+    def batch(self, number: int, *, start: int = 0, size: int | None = None) -> Rows:
+        """Return (view rows, classes or None, positions) of rows start…start+size of batch k.
+
+        The phases of a step share a batch, so the last one is kept; of a set that is read from
+        files, the next batch is read while the current one is used.
+        """
+        key = (number, start, self.batch_size - start if size is None else size)
+        if self._last is None or self._last[0] != key:
+            ahead = self._ahead.pop(key, None)
+            self._last = (key, self._make(*key) if ahead is None else ahead.result())
+            if self._reader is not None:
+                following = (number + 1, start, key[2])
+                self._ahead = {following: self._reader.submit(self._make, *following)}
+        return self._last[1]
+
+    def _make(self, number: int, start: int, size: int) -> Rows:
         where, epochs = positions(len(self.split), self.batch_size, self.seed, number)
         where, epochs = where[start : start + size], epochs[start : start + size]
         x, y = self.split.fetch(where, epochs)
@@ -84,7 +104,7 @@ class Loader:
         x = self.view.apply(x, draws.rand)
         return self._move(x), None if y is None else self._move(y), where
 
-    def in_order(self, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+    def in_order(self, limit: int | None = None) -> Iterator[Rows]:
         """Yield batches of all rows in order, each once, unaugmented; at most `limit` rows.
 
         A limit takes rows spread evenly over the split.
