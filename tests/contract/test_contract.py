@@ -1,0 +1,473 @@
+"""One contract for every listed model. A new model adds a line to `CASES`; nothing else here."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from poiesis import config as configs
+from poiesis import registry
+from poiesis.data import open_data
+from poiesis.errors import ConfigError, SpecError
+from poiesis.models import capabilities
+from poiesis.models.base import Batch
+from poiesis.models.trained import build, load
+from poiesis.rng import Draws
+from poiesis.spec import Classes, Grid, Tokens, Vector
+from poiesis.training import verb
+from poiesis.training.config import TrainConfig
+from poiesis.training.engine import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """How the contract looks at one model: made tiny, on which data."""
+
+    name: str
+    options: Mapping[str, Any]
+    data: str = "digits"
+    learns: str
+    """The phase whose loss must fall when it alone is stepped (adversaries: not both at once)."""
+    steps: int = 40
+    falls: float = 0.85
+    """The loss on held-out data must fall below this share of its first value."""
+    expected_failures: Mapping[str, str] = field(default_factory=dict)
+    """Test name → why this model does not pass it."""
+
+
+CASES = {
+    "vae": Case(
+        name="vae",
+        options={"widths": (32,), "latent_dim": 4, "learning_rate": 1e-2},
+        learns="vae",
+    ),
+    "vae, residual, by class": Case(
+        name="vae",
+        options={
+            "network": "residual",
+            "widths": (8, 8),
+            "latent_dim": 4,
+            "conditional": True,
+            "likelihood": "logistic",
+            "learning_rate": 1e-2,
+        },
+        learns="vae",
+    ),
+    "gan": Case(
+        name="gan",
+        options={"generator_widths": (32,), "discriminator_widths": (32,), "latent_dim": 8},
+        learns="discriminator",
+    ),
+    "dcgan": Case(
+        name="dcgan",
+        options={"widths": (16,), "latent_dim": 8, "discriminator_lr": 2e-3},
+        learns="discriminator",
+    ),
+    "dcgan, by class": Case(
+        name="dcgan",
+        options={"widths": (16, 16), "latent_dim": 8, "conditional": True, "batch_size": 32},
+        learns="discriminator",
+    ),
+    "ddpm": Case(
+        name="ddpm",
+        options={"channels": 8, "multipliers": (1,), "attention": (8,), "blocks": 1, "warmup": 5},
+        learns="train",
+    ),
+    "transformer": Case(
+        name="transformer",
+        options={"layers": 2, "width": 16, "heads": 2, "batch_size": 16},
+        learns="model",
+    ),
+    "transformer, nanogpt, by class": Case(
+        name="transformer",
+        options={
+            "recipe": "nanogpt",
+            "grid": (),
+            "layers": 1,
+            "width": 16,
+            "heads": 2,
+            "conditional": True,
+            "lr": 1e-2,
+        },
+        learns="model",
+        steps=60,
+    ),
+    "transformer, text": Case(
+        name="transformer",
+        options={"layers": 2, "width": 32, "heads": 2, "context": 16},
+        data="python-stdlib",
+        learns="model",
+    ),
+}
+NATIVE = {
+    "image": Grid(channels=1, size=(8, 8), levels=17),
+    "vector": Vector(features=2),
+    "text": Tokens(vocabulary=50, length=0, stream=True),
+}
+SIZES = [
+    NATIVE["image"],
+    Grid(channels=1, size=(28, 28)),
+    Grid(channels=3, size=(32, 32)),
+    Grid(channels=3, size=(64, 64)),
+]
+FEW = {"grids": 0, "validations": 0, "log_every": 0.0, "threads": 1}
+
+
+@pytest.fixture(params=list(CASES))
+def case(request) -> Case:
+    found = CASES[request.param]
+    test = request.node.originalname
+    if test in found.expected_failures:
+        reason = found.expected_failures[test]
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+    return found
+
+
+@pytest.fixture(params=registry.names())
+def name(request) -> str:
+    return request.param
+
+
+# -- what the tests are made of ------------------------------------------------------------------
+
+
+@cache
+def data_of(case_data: str):
+    options = {"source": case_data}
+    if case_data == "python-stdlib":
+        options["limit"] = 50_000
+    return open_data(case_data, configs.from_dict(verb.DataConfig, options))
+
+
+def config_of(case: Case) -> Any:
+    cls, entry = registry.model_class(case.name), registry.entry(case.name)
+    preset = cls.preset(entry.preset, data_of(case.data).spec)
+    return configs.override(preset, {**entry.options, **case.options})
+
+
+def new_model(case: Case):
+    data = data_of(case.data)
+    torch.manual_seed(0)
+    cls = registry.model_class(case.name)
+    return build(cls, config_of(case), data.spec, data.condition)
+
+
+def new_engine(case: Case, model: Any = None, **options: Any) -> Engine:
+    train = TrainConfig(**{**FEW, "steps": 4, **options})
+    model = new_model(case) if model is None else model
+    return Engine(model, data_of(case.data), train, quiet=True)
+
+
+_ENGINES: dict[int, Engine] = {}
+
+
+def trained(case: Case) -> Engine:
+    """Return the engine of a model after three steps; shared, so leave its weights alone."""
+    if id(case) not in _ENGINES:
+        engine = _ENGINES[id(case)] = new_engine(case, steps=3)
+        engine.fit()
+        engine.model.eval().requires_grad_(False)
+    return _ENGINES[id(case)]
+
+
+def held_out(engine: Engine, rows: int = 6) -> tuple[torch.Tensor, torch.Tensor | None]:
+    x, y, _ = next(engine.loader(engine.stages[0], "validation").in_order(rows))
+    return x, y if engine.model.condition is not None else None
+
+
+def fixed_loss(engine: Engine, phase: Any) -> float:
+    """Return a phase's mean loss over held-out rows, always with the same noise."""
+    torch.manual_seed(0)
+    x, y = held_out(engine, 64)
+    draws = Draws(("fixed",), total=len(x))
+    batch = Batch(x=x, condition=y, index=torch.arange(len(x)), draws=draws, size=len(x))
+    with torch.no_grad():
+        values, _ = phase.loss(batch, engine.step)
+    assert values.shape == (len(x),)
+    assert values.dtype in (torch.float32, torch.float64)
+    return float(values.mean())
+
+
+# -- training ------------------------------------------------------------------------------------
+
+
+def test_every_listed_model_has_a_case():
+    assert {case.name for case in CASES.values()} == set(registry.names())
+
+
+def test_gradients_reach_every_parameter(case):
+    model = new_model(case)
+    reached = set()
+    for label, parameter in model.named_parameters():
+
+        def note(p: torch.Tensor, label: str = label) -> None:
+            if p.grad is not None and bool(p.grad.abs().sum() > 0):
+                reached.add(label)
+
+        parameter.register_post_accumulate_grad_hook(note)
+    # Layers that start at zero let gradients through to those before them only after a few steps.
+    new_engine(case, model, steps=4).fit()
+    assert {label for label, _ in model.named_parameters()} - reached == set()
+
+
+def test_a_few_steps_lower_the_loss_on_real_data(case):
+    model = new_model(case)
+    (stage, *_) = model.stages()
+    phase = next(phase for phase in stage.phases if phase.name == case.learns)
+    model.stages = lambda: [dataclasses.replace(stage, phases=(phase,))]
+    engine = new_engine(case, model, steps=case.steps)
+    engine.prepare()
+    before = fixed_loss(engine, phase)
+    engine.fit()
+    after = fixed_loss(engine, phase)
+    assert math.isfinite(after)
+    assert after < case.falls * before, (before, after)
+
+
+# -- sampling ------------------------------------------------------------------------------------
+
+
+def test_samples_have_the_shape_and_domain_of_the_view(case):
+    model = trained(case).model
+    x = model.sample(3, seed=0)
+    spec = model.spec
+    assert x.shape == (3, *spec.shape)
+    assert x.device.type == "cpu"
+    if isinstance(spec, Tokens):
+        assert x.dtype == torch.int64
+        assert int(x.min()) >= 0 and int(x.max()) < spec.vocabulary
+    else:
+        assert x.dtype == torch.float32
+        low, high = {"signed": (-1, 1), "unit": (0, 1), "bits": (0, 1)}[spec.domain]
+        assert low <= float(x.min()) and float(x.max()) <= high
+    assert model.sample(0).shape == (0, *spec.shape)
+
+
+def test_sampling_is_seeded_and_independent_of_batch_size(case):
+    model = trained(case).model
+    together = model.sample(5, seed=3)
+    assert torch.equal(together, model.sample(5, seed=3))
+    spread = float(together.float().std(0).mean())
+    assert spread > 0
+
+    def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((a - b).abs().float().max()) / spread
+
+    # Batched arithmetic rounds differently by size; another draw would differ by about 1.
+    assert apart(model.sample(5, seed=3, batch_size=2), together) < 2e-3
+    assert apart(model.sample(2, seed=3, first=2), together[2:4]) < 2e-3
+    assert apart(model.sample(5, seed=4), together) > 0.5
+
+
+# -- runs ----------------------------------------------------------------------------------------
+
+
+class Recording(Engine):
+    """An engine that the test can find, and that stops itself after some steps."""
+
+    last: Recording
+    stop_after: int | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        Recording.last = self
+
+    def run_step(self) -> dict[str, torch.Tensor]:
+        logs = super().run_step()
+        self.stop = self.stop_after is not None and self.step + 1 >= self.stop_after
+        return logs
+
+
+def test_resume_is_bitwise_and_loading_gives_the_same_samples(case, tmp_path, monkeypatch):
+    monkeypatch.setattr(verb, "Engine", Recording)
+    options = {**FEW, "steps": 5, "checkpoints": 1}
+
+    def run(folder: str, **more: Any) -> Any:
+        return verb.train(
+            case.name,
+            case.data,
+            config={"model": dict(case.options)},
+            out=tmp_path / folder,
+            quiet=True,
+            opened=data_of(case.data),
+            **options,
+            **more,
+        )
+
+    whole = run("whole").checkpoint()
+    engine = Recording.last
+    monkeypatch.setattr(Recording, "stop_after", 2)
+    stopped = run("stopped")
+    assert Recording.last.step == 2
+    monkeypatch.setattr(Recording, "stop_after", None)
+    monkeypatch.setattr(verb, "open_data", lambda source, config: data_of(case.data))
+    resumed = verb.train(resume=stopped.path, quiet=True).checkpoint()
+    assert resumed.step == whole.step == 5
+    for file in ("model", "ema", "optimizer", "extra"):
+        assert resumed.hashes[f"{file}.safetensors"] == whole.hashes[f"{file}.safetensors"], file
+    with engine.average.applied():
+        expected = engine.model.sample(3, seed=1)
+    loaded = load(tmp_path / "whole", device="cpu")
+    assert torch.equal(loaded.model.sample(3, seed=1), expected)
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    raws = loaded.sample(2, seed=1)
+    assert len(raws) == 2 and type(raws[0]) is type(data_of(case.data).codec.decode(raw_row(case)))
+
+
+def raw_row(case: Case) -> torch.Tensor:
+    rows, _ = data_of(case.data).splits["train"].fetch(torch.arange(1))
+    return rows[0]
+
+
+# -- capabilities --------------------------------------------------------------------------------
+
+
+def test_every_declared_capability_works(case):
+    engine = trained(case)
+    model = engine.model
+    x, y = held_out(engine)
+    able = capabilities.of(model)
+    b = len(x)
+    if "encode" in able:
+        latent = model.encode(x, y)
+        rows = latent.values() if isinstance(latent, Mapping) else [latent]
+        assert all(len(row) == b and bool(torch.isfinite(row.float()).all()) for row in rows)
+        again = model.encode(x[:2], None if y is None else y[:2])
+        first = next(iter(again.values())) if isinstance(again, Mapping) else again
+        torch.testing.assert_close(first, next(iter(rows))[:2], atol=1e-4, rtol=1e-4)
+    if "decode" in able and "encode" in able:
+        assert model.decode(model.encode(x, y), y).shape == x.shape
+    if "reconstruct" in able:
+        assert model.reconstruct(x, y).shape == x.shape
+        assert torch.equal(model.reconstruct(x, y), model.reconstruct(x, y))
+    if "log_prob" in able:
+        check_log_prob(model, x, y)
+    if "conditionals" in able:
+        table = model.conditionals(x, y)
+        assert table.shape == (b, model.spec.length, table.shape[-1])
+        torch.testing.assert_close(table.logsumexp(-1), torch.zeros(table.shape[:2]))
+        targets = x[:, -model.spec.length :]
+        total = table.gather(2, targets[..., None]).squeeze(2).double().sum(1)
+        torch.testing.assert_close(total, model.log_prob(x, y).nats.double(), atol=1e-3, rtol=1e-5)
+    if "denoiser" in able:
+        estimate = model.denoiser(x, torch.zeros(b, dtype=torch.long), y)
+        assert estimate.shape == x.shape and bool(torch.isfinite(estimate).all())
+    if "discriminate" in able:
+        logits = model.discriminate(x, y)
+        assert logits.shape == (b,) and bool(torch.isfinite(logits).all())
+    if values := model.validate(
+        Batch(x=x, condition=y, index=torch.arange(b), draws=Draws(("v",), total=b), size=b)
+    ):
+        assert all(value.shape == (b,) for value in values.values())
+
+
+def check_log_prob(model: Any, x: torch.Tensor, y: torch.Tensor | None) -> None:
+    found = model.log_prob(x, y, samples=4, seed=0)
+    assert found.nats.shape == (len(x),)
+    assert bool(torch.isfinite(found.nats).all())
+    assert found.dims == model.spec.dims
+    assert found.kind in ("exact", "bound", "estimate")
+    assert found.measure in ("discrete", "density")
+    bits = -found.nats / found.dims / 0.6931471805599453
+    torch.testing.assert_close(found.bits_per_dim, bits)
+    again = model.log_prob(x, y, samples=4, seed=0).nats
+    assert torch.equal(again, found.nats)
+    if found.measure == "discrete":
+        assert float(found.nats.max()) <= 0
+    if found.kind == "exact":
+        torch.testing.assert_close(model.log_prob(x, y, seed=9).nats, found.nats)
+        flipped = model.log_prob(x.flip(0), None if y is None else y.flip(0)).nats
+        torch.testing.assert_close(flipped.flip(0), found.nats)
+
+
+def test_capabilities_that_are_missing_name_models_that_have_them(case):
+    model = trained(case).model
+    for missing in set(capabilities.CAPABILITIES) - set(capabilities.of(model)):
+        with pytest.raises(capabilities.CapabilityError, match=r"models that can: \w+"):
+            capabilities.require(model, missing)
+
+
+# -- configuration and documentation -------------------------------------------------------------
+
+
+def test_configuration_round_trips_through_yaml(case):
+    config = config_of(case)
+    text = configs.save_yaml(configs.to_dict(config))
+    assert configs.from_dict(type(config), yaml.safe_load(text)) == config
+    with pytest.raises(ConfigError, match=r"unknown key 'batchsize' .did you mean 'batch_size'"):
+        configs.from_dict(type(config), {"batchsize": 3})
+
+
+def test_every_option_is_documented(name):
+    cls = registry.model_class(name)
+    for inner in (cls.Config, cls.Sampling):
+        assert inner.__dataclass_params__.frozen
+        docs = configs.field_docs(inner)
+        for option in dataclasses.fields(inner):
+            assert option.kw_only
+            assert len(docs.get(option.name, "")) > 10, f"{inner.__qualname__}.{option.name}"
+
+
+def test_class_says_what_it_is_good_at_what_it_costs_and_where_it_is_from(name):
+    entry = registry.entry(name)
+    doc = registry.describe(name).doc
+    for section in (r"Good at", r"Not (good )?at", r"Cost", r"Papers?\b"):
+        assert re.search(section, doc), section
+    assert re.search(r"(arXiv|doi)", doc)
+    assert entry.summary and entry.accepts and set(entry.accepts) <= set(NATIVE)
+
+
+def test_unsuitable_data_is_refused(name):
+    cls, entry = registry.model_class(name), registry.entry(name)
+    config = cls.preset("default", NATIVE[entry.accepts[0]])
+    for kind in set(NATIVE) - set(entry.accepts):
+        with pytest.raises(SpecError) as raised:
+            cls.view(config, NATIVE[kind])
+        assert "\n" not in str(raised.value)
+    for kind in entry.accepts:
+        fitting = cls.preset("default", NATIVE[kind])
+        assert cls.view(fitting, NATIVE[kind]) is not None
+
+
+def test_every_preset_constructs(name):
+    cls, entry = registry.model_class(name), registry.entry(name)
+    assert "default" in cls.presets() and entry.preset in cls.presets()
+    specs = [spec for spec in SIZES if "image" in entry.accepts]
+    specs += [NATIVE[kind] for kind in entry.accepts if kind != "image"]
+    condition = Classes(count=3)
+    for preset in cls.presets():
+        built = 0
+        for spec in specs:
+            try:
+                config = cls.preset(preset, spec)
+                view = cls.view(config, spec)
+            except (SpecError, ConfigError):
+                continue  # a preset may be for some data only: it must say so, not fail later
+            with torch.device("meta"):
+                model = cls(config, view, condition)
+            assert sum(p.numel() for p in model.parameters()) > 0
+            assert model.stages() and model.optimizers()
+            built += 1
+        assert built, f"{name}: preset {preset} fits no data"
+    assert registry.describe(name).presets.keys() == cls.presets().keys()
+
+
+def test_copies_train_alike(case):
+    """Training is a function of the seed alone: no state outside the model and engine."""
+    first, second = new_model(case), new_model(case)
+    other = copy.deepcopy(first)
+    for model in (first, second, other):
+        new_engine(case, model, steps=2).fit()
+    for model in (second, other):
+        for label, value in first.state_dict().items():
+            assert torch.equal(value, model.state_dict()[label]), label
