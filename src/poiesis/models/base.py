@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -239,6 +239,14 @@ class GenerativeModel(nn.Module):
             hint = suggest(name, presets) or f"; known: {', '.join(presets)}"
             raise ConfigError(f"{cls.__name__} has no preset {name!r}{hint}")
         return presets[name](spec)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; parts, models themselves, keep evaluating as they were trained to."""
+        super().train(mode)
+        for module in self.modules():
+            if module is not self and isinstance(module, GenerativeModel):
+                module.eval()
+        return self
 
     @property
     def device(self) -> torch.device:
