@@ -1,1 +1,1 @@
-"""The command line: a dispatcher free of torch and one module per verb."""
+"""The command line: one module per verb, each with `run(args) -> exit code`, imported on use."""
