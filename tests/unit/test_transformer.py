@@ -22,15 +22,6 @@ SMALL = {"layers": 2, "heads": 2, "width": 16}
 RECIPES = ("modern", "nanogpt")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny tensors: threads would only wait for each other where other work runs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def build(spec, condition=None, seed=0, **options):
     config = Transformer.Config(**{**SMALL, **options})
     torch.manual_seed(seed)
