@@ -82,6 +82,18 @@ def augment(x: Tensor, recipe: Recipe, draws: torch.Generator) -> Tensor:
     return x.clamp(0, 1)
 
 
+@torch.no_grad()
+def scale_features(net: SmallClassifier, x: Tensor) -> None:
+    """Scale the features to a mean square of 1 on real images, and the head to undo it.
+
+    ReLU allows it, and it gives distances of all classifiers one unit.
+    """
+    rms = torch.cat([net.features(b) for b in x.split(500)]).square().mean().sqrt()
+    net.dense.weight /= rms
+    net.dense.bias /= rms
+    net.head.weight *= rms
+
+
 def train(name: str, recipe: Recipe, seed: int) -> None:
     data = open_data(name)
     levels = data.spec.levels
@@ -120,12 +132,13 @@ def train(name: str, recipe: Recipe, seed: int) -> None:
         optimizer.step()
         schedule.step()
     seconds = time.perf_counter() - began
+    net.eval()
+    scale_features(net, x[:5000] * 2 - 1)
     state = {
         k: (v.half() if "weight" in k and v.ndim > 1 else v).contiguous()
         for k, v in net.state_dict().items()
     }
     net.load_state_dict(state)  # judge what is stored
-    net.eval()
     with torch.inference_mode():
         test = data.splits["test"]
         logits = torch.cat([net(b.float() * 2 / (levels - 1) - 1) for b in test.x.split(500)])
@@ -163,10 +176,11 @@ def faults(x: Tensor, y: Tensor, n: int, levels: int, seed: int) -> Iterator[tup
 
 def score(name: str, extractor: Extractor, seed: int) -> None:
     data = open_data(name)
-    train, test = data.splits["train"], data.splits["test"]
-    n = min(2000, len(test.x))
-    reference = test.x[torch.randperm(len(test.x), generator=torch.Generator().manual_seed(seed))]
-    real = extractor.features(reference[:n])
+    train = data.splits["train"]
+    held_out = torch.cat([data.splits["validation"].x, data.splits["test"].x])
+    n = min(2000, len(held_out))
+    order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(seed))
+    real = extractor.features(held_out[order[:n]])
     print(f"\n`{name}` by `{extractor.name}` ({extractor.sha256[:12]}), n = {n} on each side\n")
     print("| generated set | FID | KID·1000 | IS | precision | recall | density | coverage |")
     print("|---|---|---|---|---|---|---|---|")

@@ -20,7 +20,7 @@ from poiesis.metrics.extractors.base import Extractor
 
 __all__ = ["RandomExtractor"]
 
-_WIDTHS = (32, 64, 64)
+_WIDTHS = (16, 16, 32)
 _CHANNELS = 4
 _GRID = 2
 _SEED = 20240

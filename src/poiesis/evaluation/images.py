@@ -1,0 +1,123 @@
+"""Image quality and variety: generated against real images in an extractor's features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from poiesis.errors import DataError
+from poiesis.evaluation.passport import Number, Passport
+from poiesis.metrics import (
+    density_coverage,
+    expected_coverage,
+    fid,
+    inception_score,
+    kid,
+    precision_recall,
+)
+from poiesis.metrics.extractors import CLASSIFIERS, Extractor, get_extractor
+from poiesis.spec import Grid
+
+__all__ = ["default_extractor", "evaluate_images", "match_levels"]
+
+_NEIGHBOURS, _BALLS, _SPLITS, _SUBSETS, _SUBSET = 3, 5, 10, 100, 1000
+_RELATED = {"cifar10": "cifar10-jpeg", "cifar10-partial": "cifar10-jpeg"}
+
+
+def default_extractor(data: str, spec: Grid) -> Extractor:
+    """Return the classifier of a data set where its images fit it, else random features."""
+    name = _RELATED.get(data, data)
+    if name in CLASSIFIERS:
+        own = get_extractor(name)
+        fits = (own.levels - 1) % (spec.levels - 1) == 0
+        if fits and getattr(own, "shape", None) == spec.shape:
+            return own
+    return get_extractor("random", levels=spec.levels)
+
+
+def match_levels(images: Tensor, levels: int, target: int) -> Tensor:
+    """Scale uint8 images of `levels` levels to `target` levels; raises DataError if uneven."""
+    factor, rest = divmod(target - 1, levels - 1)
+    if rest:
+        raise DataError(
+            f"images of {levels} levels don't map evenly to the extractor's {target}: "
+            "use --extractor random or inception"
+        )
+    return images * factor
+
+
+def evaluate_images(
+    generated: Tensor,
+    real: Tensor,
+    extractor: Extractor,
+    *,
+    data: str,
+    variant: str,
+    split: str,
+    levels: int = 256,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> list[Number]:
+    """Return FID, KID, Inception Score (of classifiers), precision, recall, density, coverage.
+
+    generated, real: uint8 (n, c, h, w) in the data set's native levels 0…levels-1. progress is
+    called with the size of each batch of features. Raises DataError for images the extractor does
+    not take or too few of them.
+    """
+    factor = 1
+    if levels != extractor.levels:
+        generated = match_levels(generated, levels, extractor.levels)
+        real = match_levels(real, levels, extractor.levels)
+        factor = (extractor.levels - 1) // (levels - 1)
+    for name, images in (("generated", generated), ("real", real)):
+        if len(images) < max(_BALLS + 1, _SPLITS):
+            raise DataError(f"{len(images)} {name} images: judging needs at least {_SPLITS}")
+    fake = extractor.features(generated, progress=progress)
+    true = extractor.features(real, progress=progress)
+
+    def passport(**settings: int | float | str) -> Passport:
+        if factor != 1:
+            settings["levels_scaled_by"] = factor
+        return Passport(
+            extractor=extractor.name,
+            sha256=extractor.sha256,
+            layer=extractor.layer,
+            resizer=extractor.resizer,
+            dtype=f"{extractor.dtype} features, float64 metric",
+            data=data,
+            variant=variant,
+            split=split,
+            n_real=len(real),
+            n_generated=len(generated),
+            seed=seed,
+            settings=settings,
+        )
+
+    subset = {"subsets": _SUBSETS, "subset_size": _SUBSET}
+    numbers = [
+        Number.of("fid", fid(true, fake), passport(), higher_is_better=False),
+        Number.of(
+            "kid", kid(true, fake, seed=seed, **subset), passport(**subset), higher_is_better=False
+        ),
+    ]
+    if extractor.classes:
+        score = inception_score(extractor.head(fake), splits=_SPLITS, seed=seed)
+        about = passport(splits=_SPLITS)
+        numbers.append(Number.of("inception_score", score, about, higher_is_better=True))
+    pair = precision_recall(true, fake, k=_NEIGHBOURS)
+    for name, estimate in zip(("precision", "recall"), pair, strict=True):
+        numbers.append(Number.of(name, estimate, passport(k=_NEIGHBOURS), higher_is_better=True))
+    expected = {"density": 1.0, "coverage": expected_coverage(len(true), len(fake), _BALLS)}
+    pair = density_coverage(true, fake, k=_BALLS)
+    for name, estimate in zip(expected, pair, strict=True):
+        about = passport(k=_BALLS, of_equal_distributions=round(expected[name], 4))
+        numbers.append(Number.of(name, estimate, about, higher_is_better=True))
+    return numbers
+
+
+def draw_reference(images: Tensor, n: int, seed: int) -> Tensor:
+    """Return n of the images, drawn without replacement by seed; all of them where n is larger."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return images[order[:n]]

@@ -1,0 +1,106 @@
+"""Likelihood of held-out data: nats and bits per dimension, for text bits per character."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from poiesis.data.dataset import DataSet, TextSplit
+from poiesis.data.loader import Loader
+from poiesis.evaluation.passport import Number, Passport
+from poiesis.metrics import Estimate, mean_estimate
+from poiesis.models.capabilities import LogProb
+from poiesis.spec import Spec
+
+__all__ = ["evaluate_likelihood"]
+
+
+def evaluate_likelihood(
+    model: Any,
+    view: Spec,
+    data: DataSet,
+    *,
+    split: str,
+    rows: int = 1000,
+    samples: int | None = None,
+    batch_size: int = 50,
+    seed: int = 0,
+) -> list[Number]:
+    """Return the likelihood numbers of a model with `log_prob` on a split of a data set.
+
+    For data that are not a text: nats per sample and bits per dimension (of a density, relative to
+    the units of the model's view). For a text: nats per token, perplexity and bits per character,
+    over windows of the model's context. rows: at most so many samples or windows, spread evenly.
+    samples: the importance samples or bound terms of the model; None is its own default. The kind
+    (exact, bound or estimate) is part of the passport, so a bound is never ranked with a value.
+    """
+    loader = Loader(data.splits[split], data.spec, view, batch_size=batch_size, device=model.device)
+    options = {} if samples is None else {"samples": samples}
+    values: list[Tensor] = []
+    errors: list[Tensor] = []
+    characters: list[int] = []
+    found: LogProb | None = None
+    is_text = isinstance(data.splits[split], TextSplit)
+    for number, (x, condition, _) in enumerate(loader.in_order(rows)):
+        with torch.no_grad():
+            known = condition if model.condition is not None else None
+            found = model.log_prob(x, known, seed=seed + number, **options)
+        assert found is not None
+        values.append(found.nats.double().cpu())
+        if found.error is not None:
+            errors.append(found.error.double().cpu())
+        if is_text:
+            characters += [len(data.codec.decode(row[1:].cpu())) for row in x]
+    assert found is not None  # a loader has at least one row
+    nats = -torch.cat(values)
+    settings: dict[str, Any] = {
+        "kind": found.kind,
+        "measure": found.measure,
+        "dims": found.dims,
+        "detail": found.detail,
+        "samples": samples,
+    }
+    if errors:
+        # Noise of the estimate itself: independent between samples, so it averages out.
+        settings["has_estimation_noise"] = True
+    passport = Passport(
+        data=data.name,
+        variant=data.variant,
+        split=split,
+        n_real=len(nats),
+        n_generated=0,
+        seed=seed,
+        settings=settings,
+    )
+
+    def number_of(name: str, estimate: Estimate, unit: str) -> Number:
+        return Number.of(name, estimate, passport, higher_is_better=False, unit=unit)
+
+    if not is_text:
+        bits = nats / (found.dims * math.log(2))
+        return [
+            number_of("nll", mean_estimate(nats), f"nats, {found.kind}"),
+            number_of("bits_per_dim", mean_estimate(bits), f"bits, {found.kind}"),
+        ]
+    per_token = nats / found.dims
+    perplexity = math.exp(per_token.mean())
+    return [
+        number_of("nll_per_token", mean_estimate(per_token), f"nats, {found.kind}"),
+        number_of(
+            "perplexity",
+            Estimate(value=perplexity, parts=((perplexity * per_token).numpy(),), low=1),
+            found.kind,
+        ),
+        number_of("bits_per_char", _ratio(nats / math.log(2), characters), f"bits, {found.kind}"),
+    ]
+
+
+def _ratio(values: Tensor, weights: Iterable[int]) -> Estimate:
+    """Return sum(values) / sum(weights), with contributions to first order."""
+    w = torch.tensor(list(weights), dtype=torch.float64)
+    value = float(values.sum() / w.sum())
+    return Estimate(value=value, parts=(((values - value * w) / w.mean()).numpy(),))
