@@ -342,7 +342,8 @@ def decoder_log_likelihood(x0: Tensor, mean: Tensor, sigma: float, levels: int) 
     (b,), float64.
     """
     half = 1 / (levels - 1)
-    x, mean = x0.double(), mean.double()
+    x = ((x0.double() + 1) / (2 * half)).round() * (2 * half) - 1
+    mean = mean.double()
     low = torch.where(x < -1 + half, -math.inf, (x - half - mean) / sigma)
     high = torch.where(x > 1 - half, math.inf, (x + half - mean) / sigma)
     # Φ(high) − Φ(low) keeps its digits in the left tail only, so mirror what lies in the right one.

@@ -246,11 +246,9 @@ class DDPM(GenerativeModel):
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Return the squared error per sample at levels spread evenly over the batch."""
-        draws = batch.draws
-        rows = torch.arange(draws.start, draws.start + draws.size, device=batch.x.device)
-        share = (rows + batch.rand()) / draws.total
-        # Rows are often sorted by class: a golden-ratio stride spreads each class over the levels.
-        t = ((share * draws.total * 0.6180339887) % 1 * self.config.timesteps).long()
+        rows = torch.arange(batch.size, device=batch.x.device) + batch.draws.start
+        # Multiples of the golden ratio cover the levels evenly, also among the rows of one class.
+        t = (rows * ((math.sqrt(5) - 1) / 2) % 1 * self.config.timesteps).long()
         return {"mse": self._error(batch, t, batch.condition if self.condition else None)}
 
     def _error(self, batch: Batch, t: Tensor, condition: Tensor | None) -> Tensor:
