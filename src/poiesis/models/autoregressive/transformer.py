@@ -4,7 +4,8 @@ One class, two recipes. `nanogpt` is GPT-2 as nanoGPT trains it: pre-LayerNorm, 
 GELU, tied head, AdamW. `modern` is what small models learn fastest with today: rotary positions
 (arXiv 2104.09864), normalised queries and keys (2010.04245), ReLU² (2109.08668), RMSNorm without
 parameters (1910.07467), zero-initialised projections, an untied zero head, softly capped logits
-(2408.00118) and Muon for the hidden matrices (2502.16982). Shape letters: b batch, t tokens,
+(2408.00118), each embedding smeared with the one before (the "smear" of modded-nanogpt, here by
+channel) and Muon for the hidden matrices (2502.16982). Shape letters: b batch, t tokens,
 d width, h heads, e width of a head, v vocabulary.
 """
 
@@ -201,6 +202,7 @@ class Transformer(GenerativeModel):
         axes = config.grid if self.modern else (length,)
         self.positions = nn.ParameterList(torch.zeros(size, d) for size in axes)
         if self.modern:
+            self.smear = nn.Parameter(torch.zeros(d))
             self.register_buffer("rotary", rotary_table(length, d // config.heads), False)
         self.blocks = nn.ModuleList(
             Block(d, config.heads, modern=self.modern, dropout=config.dropout)
@@ -216,7 +218,7 @@ class Transformer(GenerativeModel):
         scale = 1 / math.sqrt(2 * self.config.layers)
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
-                continue  # gains of LayerNorm: ones
+                continue  # gains stay one, the smear zero
             if not self.modern:
                 out = name.endswith(("project.weight", "down.weight"))
                 nn.init.normal_(parameter, std=0.02 * (scale if out else 1))
@@ -235,11 +237,11 @@ class Transformer(GenerativeModel):
     def embed(self, tokens: Tensor, condition: Tensor | None) -> Tensor:
         """Return embeddings (b, t, d) of tokens (b, t); of a whole sequence after its start."""
         x = self.tokens(tokens)
-        if self.spec.stream:
-            return x
-        if condition is None or not self.config.conditional:
-            condition = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
-        return torch.cat((self.start(condition).unsqueeze(1), x), dim=1)
+        if not self.spec.stream:
+            if condition is None or not self.config.conditional:
+                condition = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+            x = torch.cat((self.start(condition).unsqueeze(1), x), dim=1)
+        return x + self.smear * F.pad(x, (0, 0, 1, -1)) if self.modern else x
 
     def place(self, at: int, count: int) -> Tensor:
         """Return the learned position embeddings (count, d) from `at` on: the sum over the axes."""
@@ -467,7 +469,8 @@ class Session:
         moved, self.start = start != self.start, start
         if known and not moved:
             at = self.count - start - (1 if model.spec.stream else 0)
-            x = model.stream(model.tokens(new), at, self.caches)
+            x = model.embed(self.history[:, -2:], self.condition)[:, -1:]
+            x = model.stream(x, at, self.caches)
         else:
             window = self.history[:, self.history.size(1) - (self.count - start) :]
             x = model.stream(model.embed(window, self.condition), 0, self.caches)
