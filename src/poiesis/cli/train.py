@@ -40,7 +40,7 @@ _LENGTHS = ("budget", "steps", "epochs")
 class TrainArgs:
     """Options of the verb itself."""
 
-    name: tyro.conf.Positional[str | None] = None
+    name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="MODEL")] = None
     """Model name; poiesis models lists them."""
     preset: str | None = None
     """Named settings of the model (default: the model's own)."""

@@ -1,0 +1,152 @@
+"""`poiesis data`: what a data set holds, or which named sets are at hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from poiesis import config as configs
+from poiesis.cli.options import Nested, options, parse, scan
+from poiesis.cli.output import print_json
+from poiesis.data.config import DataConfig
+from poiesis.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from poiesis.data.dataset import DataSet
+
+__all__ = ["DataArgs", "run"]
+
+_EXAMPLES = (
+    "poiesis data   (which named sets are here)",
+    "poiesis data mnist --preview mnist.png",
+    "poiesis data photos/ --data.resize 64 --data.skip-bad --json",
+)
+_PREVIEW = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataArgs:
+    """Options of the verb."""
+
+    name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="DATA")] = None
+    """Name or path of a data set; without it the named sets are listed."""
+    preview: str | None = None
+    """Write a picture of the first training samples to this PNG file."""
+    json: bool = False
+    """Print one JSON document."""
+    data: Nested[DataConfig]
+
+
+def run(args: list[str]) -> int:
+    """Describe one data set, or list the named ones."""
+    positionals, _ = scan(args, options(DataArgs), prog="poiesis data")
+    default = DataConfig(source=positionals[0]) if positionals else DataConfig()
+    parsed = parse(
+        DataArgs,
+        args,
+        prog="poiesis data",
+        description="Describe a data set: its exact variant, shape, splits and classes.",
+        examples=_EXAMPLES,
+        default=DataArgs(data=default),
+    )
+    if parsed.name is None:
+        if parsed.preview:
+            raise ConfigError("--preview needs a data set: poiesis data digits --preview a.png")
+        return _list(parsed.json)
+    from poiesis.data import open_data
+
+    found = open_data(parsed.name, parsed.data)
+    described = _describe(found)
+    if parsed.preview:
+        _write_preview(found, parsed.preview)
+        described["preview"] = parsed.preview
+    if parsed.json:
+        print_json(described)
+    else:
+        _print(described)
+    return 0
+
+
+def _list(as_json: bool) -> int:
+    from poiesis.data.sources import BUILT_IN, NAMED, find, roots
+
+    places: dict[str, str | None] = dict.fromkeys(BUILT_IN, "built in")
+    for name in NAMED:
+        found = find(name)
+        places[name] = None if found is None else str(found)
+    if as_json:
+        print_json({"looked_in": [str(root) for root in roots()], "sets": places})
+        return 0
+    width = max(map(len, places))
+    for name, place in places.items():
+        print(f"{name:{width}}  {place or 'not here'}")
+    print(f"\nlooked in: {', '.join(map(str, roots()))} ($POIESIS_DATA comes first)")
+    print("Any image folder, .zip of images or text can be named by its path; hf:OWNER/NAME too.")
+    return 0
+
+
+def _describe(found: DataSet) -> dict[str, Any]:
+    from poiesis.spec import to_json
+
+    classes = None
+    if found.condition is not None:
+        names = found.condition.names or tuple(map(str, range(found.condition.count)))
+        classes = {part: _count(split, names) for part, split in found.splits.items()}
+    return {
+        "name": found.name,
+        "variant": found.variant,
+        "spec": to_json(found.spec),
+        "shape": str(found.spec),
+        "splits": {part: len(split) for part, split in found.splits.items()},
+        "classes": classes,
+        "skipped": found.skipped,
+        "notes": found.notes,
+    }
+
+
+def _count(split: Any, names: tuple[str, ...]) -> dict[str, int] | None:
+    """Return class name → how many of the split's rows are of it."""
+    import torch
+
+    labels = getattr(split, "y", None)
+    if labels is None:
+        return None
+    counts = torch.bincount(labels, minlength=len(names)).tolist()
+    return dict(zip(names, counts, strict=True))
+
+
+def _print(described: dict[str, Any]) -> None:
+    print(f"variant  {described['variant']}")
+    print(f"shape    {described['shape']}")
+    for part, count in described["splits"].items():
+        print(f"{part:10} {count:,}")
+    for part, counts in (described["classes"] or {}).items():
+        if counts is not None:
+            shown = [f"{name} {count:,}" for name, count in counts.items()]
+            more = f", … ({len(shown)} classes)" if len(shown) > 20 else ""
+            print(f"classes of {part}: {', '.join(shown[:20])}{more}")
+    for key, value in configs.flatten(described["notes"]):
+        print(f"{key}: {value}")
+    for line in described["skipped"]:
+        print(f"skipped {line}")
+    if "preview" in described:
+        print(f"preview: {described['preview']}")
+
+
+def _write_preview(found: DataSet, path: str) -> None:
+    import torch
+
+    from poiesis.spec import Tokens
+
+    split = found.splits["train"]
+    if isinstance(found.spec, Tokens) and found.spec.stream:
+        rows = [split.tokens[:2000].long()]
+    else:
+        rows = list(split.fetch(torch.arange(min(_PREVIEW, len(split))))[0])
+    picture = found.codec.preview([found.codec.decode(row) for row in rows])
+    try:
+        picture.save(path)
+    except (ValueError, OSError) as error:
+        raise RunError(f"can't write the preview {path!r}: {error}; name a .png file") from None

@@ -1,0 +1,153 @@
+"""`poiesis sample`: new data from a trained run, as files with their recipe inside."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from poiesis.cli.options import Nested, given, options, parse, scan
+from poiesis.cli.output import progress
+from poiesis.config import check
+
+__all__ = ["SampleArgs", "run"]
+
+_EXAMPLES = (
+    "poiesis sample runs/first -n 64 --seed 1 -o new-digits",
+    "poiesis sample runs/ddpm --class 3 --sampling.steps 50 --sampling.guidance 2",
+    'poiesis sample runs/shakespeare --prompt "ROMEO:" --stop "\\n\\n" --stream',
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleArgs:
+    """Options of the verb itself."""
+
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run folder, or a folder of runs: then its newest."""
+    samples: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """How many to make (default: 64; of a text 1 with --stream, else 8)."""
+    seed: int = 0
+    """Seed; sample i depends on the seed and on i alone."""
+    out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Folder for the files (default: RUN/samples/seed-SEED)."""
+    label: Annotated[str | None, tyro.conf.arg(name="class")] = None
+    """Class by name or number, if the model learned classes (default: each in turn)."""
+    prompt: str | None = None
+    """Text to continue."""
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """End a text here; may be repeated. \\n stands for a new line."""
+    stream: bool = False
+    """Print a text as it is written, one sample after the other."""
+    checkpoint: str = "auto"
+    """Which weights: best, latest or a step; auto is best where training watched one."""
+    weights: Literal["average", "raw"] = "average"
+    """The moving average of the weights, where the model has one, or the last ones."""
+    batch_size: int = 64
+    """Samples made at once: a matter of speed and memory."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+    threads: int | None = None
+    """Processor threads (default: torch's own choice)."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def __post_init__(self) -> None:
+        check("--samples", self.samples, low=1)
+        check("--seed", self.seed, low=0)
+        check("--batch-size", self.batch_size, low=1)
+        check("--threads", self.threads, low=1)
+
+
+def run(args: list[str]) -> int:
+    """Draw samples, write them and print where they are."""
+    known = options(SampleArgs)
+    positionals, _ = scan(args, known, prog="poiesis sample", ignore="--sampling.")
+    if not positionals:
+        parse(
+            SampleArgs,
+            args,
+            prog="poiesis sample",
+            description="Generate new data from a trained run. poiesis sample RUN --help shows "
+            "the sampling options of the run's model too.",
+            examples=_EXAMPLES,
+        )
+    from poiesis import registry
+    from poiesis.runs import Run
+    from poiesis.spec import Grid, from_json
+
+    folder = Run.open(positionals[0])
+    name = folder.config().get("name", "")
+    sampling = registry.model_class(name).Sampling
+    arguments: Any = dataclasses.make_dataclass(
+        "Arguments",
+        [("sampling", Nested[sampling], dataclasses.field(default_factory=sampling))],  # type: ignore[valid-type]
+        bases=(SampleArgs,),
+        frozen=True,
+        kw_only=True,
+    )
+    parsed = parse(
+        arguments,
+        args,
+        prog="poiesis sample",
+        description=f"Generate new data from {folder.path}, a {name}.",
+        examples=_EXAMPLES,
+    )
+    if parsed.threads is not None:
+        import torch
+
+        torch.set_num_threads(parsed.threads)
+    from poiesis.models.trained import sample
+
+    known = options(arguments)
+    chosen = given(scan(args, known, prog="poiesis sample")[1], known, "sampling")
+    is_text = not isinstance(from_json((folder.read_json("data.json") or {}).get("spec")), Grid)
+    n = parsed.samples or ((1 if parsed.stream else 8) if is_text else 64)
+    with progress(parsed.quiet or parsed.stream) as advance:
+        paths = sample(
+            folder.path,
+            n,
+            seed=parsed.seed,
+            out=parsed.out,
+            checkpoint=parsed.checkpoint,
+            weights=parsed.weights,
+            label=parsed.label,
+            prompt=_unescape(parsed.prompt),
+            stop=[_unescape(text) for text in parsed.stop],
+            on_text=_printer(_unescape(parsed.prompt), n) if parsed.stream else None,
+            # A reader wants one text after the other, not all of them mixed.
+            batch_size=1 if parsed.stream else parsed.batch_size,
+            device=parsed.device,
+            progress=lambda count: advance("samples", count, n),
+            **{field: getattr(parsed.sampling, field) for field in chosen},
+        )
+    if parsed.stream:
+        print()
+    elif is_text:
+        print(paths[0].read_text(encoding="utf-8"))
+    print(f"{n} samples: {paths[0].parent}")
+    return 0
+
+
+def _unescape(text: Any) -> Any:
+    return text.replace("\\n", "\n") if isinstance(text, str) else text
+
+
+def _printer(prompt: str | None, n: int) -> Callable[[int, str], None]:
+    """Return what prints each piece of text at once, the prompt before each sample."""
+    seen: set[int] = set()
+
+    def show(index: int, piece: str) -> None:
+        if index not in seen:
+            if seen:
+                print("\n")
+            if n > 1:
+                print(f"--- {index} ---")
+            print(prompt or "", end="")
+            seen.add(index)
+        print(piece, end="", flush=True)
+
+    return show
