@@ -6,12 +6,11 @@ then recorded: from there on training is a matter of step numbers, not of the cl
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from poiesis.config import parse_duration
 from poiesis.training.health import BadSteps
@@ -84,13 +83,7 @@ def resolve(engine: Engine) -> Schedule:
 
 def probe(engine: Engine) -> dict[str, float]:
     """Measure seconds of a step of each stage, a grid and a validation; change nothing."""
-
-    def clone(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: v.clone() if torch.is_tensor(v) else v for k, v in value.items()}
-        return value
-
-    kept = {name: clone(value) for name, value in engine.state_files().items()}
+    kept = copy.deepcopy(engine.state_files())
     seconds: dict[str, float] = {}
     for index in range(len(engine.stages)):
         engine.enter(index)
