@@ -1,0 +1,222 @@
+"""A killed training goes on bit for bit, whatever the moment and whatever the crash left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poiesis.errors import PoiesisWarning, RunError
+from poiesis.models.trained import load
+from poiesis.runs import Run
+from poiesis.training import verb
+from poiesis.training.engine import Engine
+
+STEPS = 24
+OPTIONS = {
+    "steps": STEPS,
+    "checkpoints": STEPS,
+    "validations": 6,
+    "grids": 0,
+    "threads": 1,
+    "log_every": 0.0,
+}
+TINY = {
+    "vae": {"widths": (32,), "latent_dim": 4, "batch_size": 16},
+    "dcgan": {"widths": (8,), "latent_dim": 8, "batch_size": 16},
+    "transformer": {"layers": 1, "width": 16, "heads": 2, "batch_size": 4},
+}
+PROGRAM = """
+import json, sys
+from poiesis.training.verb import train
+name, config, options, out = sys.argv[1:]
+config, options = json.loads(config), json.loads(options)
+train(name, "digits", config={"model": config}, out=out, quiet=True, **options)
+"""
+
+
+def start(name: str, out: Path) -> subprocess.Popen[bytes]:
+    arguments = [name, json.dumps(TINY[name]), json.dumps(OPTIONS), str(out)]
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], stderr=subprocess.PIPE)
+
+
+def train(name: str, out: Path, **changes: Any) -> Run:
+    return verb.train(
+        name,
+        "digits",
+        config={"model": TINY[name]},
+        out=out,
+        quiet=True,
+        **{**OPTIONS, **changes},
+    )
+
+
+def last_step(out: Path) -> int:
+    pointer = out / "checkpoints" / "latest"
+    return int(pointer.read_text().rsplit("-", 1)[1]) if pointer.exists() else 0
+
+
+def losses(run: Run) -> list[dict[str, float]]:
+    timing = ("train/rate", "train/seconds")
+    return [{k: v for k, v in line.items() if k not in timing} for line in run.metrics()]
+
+
+def assert_same_end(one: Run, two: Run) -> None:
+    """Weights, averages, optimizer states, the best checkpoint and every logged loss are equal."""
+    for which in ("latest", "best"):
+        assert one.has_checkpoint(which) == two.has_checkpoint(which)
+        if one.has_checkpoint(which):
+            a, b = one.checkpoint(which), two.checkpoint(which)
+            assert a.step == b.step
+            tensors = [file for file in a.hashes if file.endswith(".safetensors")]
+            assert len(tensors) == (4 if which == "latest" else 2)
+            assert [a.hashes[f] for f in tensors] == [b.hashes[f] for f in tensors]
+    assert losses(one) == losses(two)
+
+
+@pytest.mark.parametrize("name", list(TINY))
+def test_killed_at_a_random_moment(name, tmp_path):
+    moment = random.SystemRandom()
+    kill_after, delay = moment.randint(1, STEPS // 2), moment.uniform(0, 0.1)
+    process = start(name, tmp_path / "killed")
+    whole = train(name, tmp_path / "whole")
+    while last_step(tmp_path / "killed") < kill_after and process.poll() is None:
+        time.sleep(0.001)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors.decode()
+    assert last_step(tmp_path / "killed") < STEPS
+    resumed = verb.train(resume=tmp_path / "killed", quiet=True)
+    assert len(losses(resumed)) == STEPS + (0 if name == "dcgan" else 6)
+    assert_same_end(resumed, whole)
+    leftovers = [p.name for p in (resumed.path / "checkpoints").glob(".step*")]
+    assert len(leftovers) <= 1  # of the checkpoint that the kill cut off
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Run:
+    return train("vae", tmp_path_factory.mktemp("whole") / "run", steps=12, checkpoints=6)
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> None:
+    """Do something in the middle of a step."""
+
+    class Stopping(Engine):
+        def run_step(self) -> Any:
+            logs = super().run_step()
+            if self.step == step:
+                action(self)
+            return logs
+
+    monkeypatch.setattr(verb, "Engine", Stopping)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "flipped byte": lambda c: flip(c / "model.safetensors"),
+    "truncated": lambda c: os.truncate(c / "optimizer.safetensors", 100),
+    "missing file": lambda c: (c / "state.json").unlink(),
+    "no manifest": lambda c: (c / "manifest.json").unlink(),
+    "bad manifest": lambda c: (c / "manifest.json").write_text('{"sha'),
+}
+
+
+@pytest.mark.parametrize("damage", list(DAMAGES))
+def test_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    damage, tmp_path, monkeypatch, whole
+):
+    stop_at(monkeypatch, 7, lambda engine: setattr(engine, "stop", True))
+    run = train("vae", tmp_path / "run", steps=12, checkpoints=6)
+    monkeypatch.undo()
+    newest = run.checkpoint()
+    assert newest.step == 8
+    DAMAGES[damage](newest.path)
+    with pytest.warns(PoiesisWarning, match="going back to step-00000006"):
+        resumed = verb.train(resume=run.path, quiet=True)
+    assert_same_end(resumed, whole)
+
+
+def test_all_checkpoints_damaged_is_one_line(tmp_path):
+    run = train("vae", tmp_path / "run", steps=4, checkpoints=2)
+    for checkpoint in (run.path / "checkpoints").glob("*-*"):
+        flip(checkpoint / "model.safetensors")
+    with pytest.raises(RunError, match=r"no whole checkpoint yet .*is damaged") as raised:
+        verb.train(resume=run.path, quiet=True)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_finishes_the_step_saves_and_says_how_to_go_on(
+    number, tmp_path, monkeypatch, capsys, whole
+):
+    stop_at(monkeypatch, 4, lambda engine: os.kill(os.getpid(), number))
+    run = verb.train(
+        "vae",
+        "digits",
+        config={"model": TINY["vae"]},
+        out=tmp_path / "run",
+        **{**OPTIONS, "steps": 12, "checkpoints": 1},
+    )
+    assert run.checkpoint().step == 5
+    said = capsys.readouterr().err
+    assert "finishing the step and saving" in said
+    assert f"stopped after step 5 of 12; continue with: poiesis train --resume {run.path}" in said
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    monkeypatch.undo()
+    verb.train(resume=run.path, quiet=True)
+    assert_same_end(run, whole)
+
+
+def test_second_interrupt_stops_at_once(tmp_path, monkeypatch):
+    def twice(engine: Engine) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stop_at(monkeypatch, 4, twice)
+    with pytest.raises(KeyboardInterrupt):
+        train("vae", tmp_path / "run", steps=12, checkpoints=6)
+    assert Run.open(tmp_path / "run").checkpoint().step == 4
+
+
+def test_resume_of_a_finished_run_changes_nothing_and_more_steps_extend_it(tmp_path, whole):
+    run = train("vae", tmp_path / "run", steps=12, checkpoints=6)
+    before = run.checkpoint().hashes
+    verb.train(resume=run.path, quiet=True)
+    assert run.checkpoint().hashes == before
+    verb.train(resume=run.path, quiet=True, steps=15)
+    assert run.checkpoint().step == 15
+    assert run.config()["train"]["steps"] == 15
+    steps = [line["step"] for line in run.metrics() if "train/vae" in line]
+    assert steps == list(range(1, 16))
+
+
+def test_resume_on_another_number_of_threads_is_refused(tmp_path):
+    run = train("vae", tmp_path / "run", steps=2, checkpoints=1)
+    env = run.read_json("env.json")
+    run.write_json("env.json", {**env, "threads": 7})
+    with pytest.raises(RunError, match=r"--train\.threads 7 or allow it with --resume-anyway"):
+        verb.train(resume=run.path, quiet=True)
+    with pytest.warns(PoiesisWarning, match="not bit for bit the same"):
+        verb.train(resume=run.path, quiet=True, resume_anyway=True, steps=3)
+    assert run.checkpoint().step == 3
+
+
+def test_loading_survives_a_damaged_newest_checkpoint(tmp_path):
+    run = train("vae", tmp_path / "run", steps=4, checkpoints=4, validations=0)
+    flip(run.checkpoint().path / "model.safetensors")
+    with pytest.warns(PoiesisWarning, match="going back to step-00000003"):
+        assert load(run.path, device="cpu").step == 3
