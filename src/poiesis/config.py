@@ -249,7 +249,7 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
             pass
     elif hint is str and isinstance(value, (str, int, float)):
         return str(value)
-    elif isinstance(hint, type) and isinstance(value, hint):
+    elif isinstance(hint, type) and isinstance(value, hint) and not isinstance(value, bool):
         return value
     wanted = getattr(hint, "__name__", None) if not args else str(hint).replace("typing.", "")
     raise ConfigError(f"{where} = {value!r} is not a {wanted or hint}")
