@@ -149,4 +149,5 @@ def _write_preview(found: DataSet, path: str) -> None:
     try:
         picture.save(path)
     except (ValueError, OSError) as error:
-        raise RunError(f"can't write the preview {path!r}: {error}; name a .png file") from None
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"can't write the preview {path!r}: {reason}; name a .png file") from None

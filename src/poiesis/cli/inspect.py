@@ -57,9 +57,17 @@ def run(args: list[str]) -> int:
     if parsed.json:
         print_json(value)
     else:
-        for key, leaf in configs.flatten(value):
+        for key, leaf in configs.flatten(_brief(value)):
             print(f"{key}: {_short(leaf)}")
     return 1 if value.get("damaged") else 0
+
+
+def _brief(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's summary without the hashes of its checkpoints."""
+    if "checkpoints" not in value:
+        return value
+    found = {name: f"step {c['step']}, hashes verified" for name, c in value["checkpoints"].items()}
+    return {**value, "checkpoints": found}
 
 
 def _short(value: Any) -> str:
@@ -103,7 +111,7 @@ def _run(folder: Run) -> dict[str, Any]:
             damaged.append(str(error))
             continue
         checkpoints[path.name] = {"step": found.step, "sha256": found.hashes}
-    value = {
+    return {
         "run": str(folder.path),
         "model": config.get("name"),
         "preset": config.get("preset"),
@@ -124,4 +132,3 @@ def _run(folder: Run) -> dict[str, Any]:
         "config": {key: config.get(key) for key in ("data", "model", "train")},
         "environment": environment,
     }
-    return value

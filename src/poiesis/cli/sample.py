@@ -127,7 +127,7 @@ def run(args: list[str]) -> int:
     if parsed.stream:
         print()
     elif is_text:
-        print(paths[0].read_text(encoding="utf-8"))
+        print(paths[0].read_text(encoding="utf-8").strip("\n"))
     print(f"{n} samples: {paths[0].parent}")
     return 0
 

@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -15,7 +16,7 @@ from poiesis import registry
 from poiesis.cli.options import Nested, Option, given, options, parse, scan
 from poiesis.cli.output import human_bytes, human_time, print_json, stdout_for_json
 from poiesis.data.config import DataConfig
-from poiesis.errors import ConfigError, DataError, PoiesisError
+from poiesis.errors import ConfigError, DataError, PoiesisError, suggest
 from poiesis.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -148,12 +149,12 @@ def _arguments_class(model_config: type) -> Any:
 
 
 def _read_config(path: str) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise ConfigError(f"there is no configuration file {path!r}; a run's is config.yaml")
     stored = configs.load_yaml(path)
     known = ("poiesis", "name", "preset", "seed", "data", "model", "train")
     unknown = [key for key in stored if key not in known]
     if unknown:
-        from poiesis.errors import suggest
-
         hint = suggest(str(unknown[0]), known) or f"; known: {', '.join(known)}"
         raise ConfigError(f"{path}: unknown key {unknown[0]!r}{hint}")
     for part in ("data", "model", "train"):
