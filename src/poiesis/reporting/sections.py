@@ -1,0 +1,295 @@
+"""What a report tells of one run, gathered from its folder, its model and its data."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from poiesis import registry
+from poiesis.config import save_yaml
+from poiesis.data.dataset import DataSet
+from poiesis.errors import ConfigError, DataError
+from poiesis.evaluation.images import default_extractor, match_levels
+from poiesis.evaluation.passport import Number
+from poiesis.evaluation.protocol import load_evaluation
+from poiesis.metrics.extractors import Extractor
+from poiesis.models import trained as trained_models
+from poiesis.models.trained import Trained
+from poiesis.reporting.neighbours import Copying, copying
+from poiesis.reporting.plots import curve, panels
+from poiesis.runs import Run
+from poiesis.spec import Grid
+
+__all__ = ["RunSection", "duration", "gather", "picture", "short"]
+
+_NEIGHBOURS_SHOWN = 12
+_TEXTS_SHOWN = 8
+
+GLOSSES = {
+    "fid": "distance between the means and covariances of features",
+    "kid": "squared distance between feature distributions, unbiased",
+    "inception_score": "how sure and how varied a classifier's answers are",
+    "precision": "share of samples that lie among real ones",
+    "recall": "share of real ones that lie among the samples",
+    "density": "how thick with real ones the samples' places are; about 1 where equal",
+    "coverage": "share of real ones with a sample next to them",
+    "sampling_speed": "on this machine",
+    "nll": "negative log-likelihood of held-out data",
+    "bits_per_dim": "the same, per pixel and channel",
+    "nll_per_token": "negative log-likelihood of held-out text",
+    "perplexity": "choices per token, in effect",
+    "bits_per_char": "held-out text, independent of the tokenizer",
+    "repetition": "word 4-grams that occurred before in the same sample",
+    "novelty": "word 4-grams that the training text lacks; neither end is good",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbours:
+    """Nearest training samples in one space, for the page."""
+
+    space: str
+    share: str
+    held_out: int
+    threshold: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSection:
+    """One run, ready for the template; pictures are data URIs, curves SVG elements."""
+
+    label: str
+    model: str
+    summary: str
+    variant: str
+    path: str
+    facts: list[tuple[str, str]]
+    networks: list[tuple[str, str]]
+    pixelated: bool
+    grid: str = ""
+    texts: list[str] = field(default_factory=list)
+    over_time: list[tuple[int, str, str]] = field(default_factory=list)
+    """(step, picture, text), one of the last two empty."""
+    neighbours: list[Neighbours] = field(default_factory=list)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    neighbours_missing: str = ""
+    curves: list[str] = field(default_factory=list)
+    gradients: list[str] = field(default_factory=list)
+    numbers: list[dict[str, str]] = field(default_factory=list)
+    classes: list[dict[str, Any]] = field(default_factory=list)
+    classes_note: str = ""
+    config: str = ""
+    environment: str = ""
+    skipped: list[str] = field(default_factory=list)
+
+
+def gather(path: str | Path, *, samples: int = 64, label: str = "") -> RunSection:
+    """Open a run, draw samples (texts: at most 8) and collect what its report shows.
+
+    Raises RunError without a trained model in `path`.
+    """
+    trained = trained_models.load(path)
+    run = trained.run
+    shown: dict[str, Any] = {}
+    images = isinstance(trained.data_spec, Grid)
+    if images:
+        native = trained.sample_native(samples, seed=0)
+        raws = [trained.codec.decode(row) for row in native]
+        shown["grid"] = picture(trained.codec.preview(raws))
+        try:
+            data = trained.open_data()
+        except DataError as error:
+            shown["neighbours_missing"] = str(error)
+        else:
+            shown |= _compare_with_data(trained, data, native)
+    else:
+        shown["texts"] = trained.sample(min(samples, _TEXTS_SHOWN), seed=0)
+    evaluation = load_evaluation(run.path)
+    charts = panels(run.metrics())
+    drawn = {
+        name: curve(name, kinds.get("train", ()), kinds.get("validation", ()))
+        for name, kinds in charts.items()
+    }
+    stored = run.read_json("data.json", {})
+    return RunSection(
+        label=label or f"{trained.name} on {trained.data_name}",
+        model=trained.name,
+        summary=_summary(trained.name),
+        variant=trained.variant,
+        path=str(run.path),
+        facts=_facts(trained, run),
+        networks=[
+            (name, f"{sum(p.numel() for p in network.parameters()):,}")
+            for name, network in trained.model.networks().items()
+            if any(True for _ in network.parameters())
+        ],
+        pixelated=isinstance(trained.data_spec, Grid) and max(trained.data_spec.size) < 64,
+        over_time=_over_time(run, images),
+        curves=[svg for name, svg in drawn.items() if not name.endswith("_gradient")],
+        gradients=[svg for name, svg in drawn.items() if name.endswith("_gradient")],
+        numbers=[] if evaluation is None else [_row(number) for number in evaluation.numbers],
+        config=save_yaml(run.config()),
+        environment=save_yaml(run.read_json("env.json", {})),
+        skipped=stored.get("skipped") or [],
+        **shown,
+    )
+
+
+def picture(image: Any) -> str:
+    """Return a PIL picture as a data URI (PNG)."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them: 8 s, 5 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def short(number: Number) -> tuple[str, str]:
+    """Return a value and its interval, to two significant digits of the interval's half-width."""
+    if number.interval is None:
+        value = number.value
+        return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"), ""
+    low, high = number.interval
+    half = (high - low) / 2
+    places = 4 if half <= 0 else min(8, max(0, 1 - math.floor(math.log10(half))))
+    return f"{number.value:.{places}f}", f"{low:.{places}f} … {high:.{places}f}"
+
+
+def _summary(name: str) -> str:
+    try:
+        return registry.entry(name).summary
+    except ConfigError:
+        return ""
+
+
+def _facts(trained: Trained, run: Run) -> list[tuple[str, str]]:
+    seconds = [line["train/seconds"] for line in run.metrics() if line.get("train/seconds")]
+    total = sum((run.read_json("schedule.json") or {}).get("stage_steps", []))
+    last = run.checkpoint().step
+    steps = f"{last:,}" if last >= total else f"{last:,} of {total:,}"
+    if trained.step != last:
+        steps += f" (shown: the best by held-out data, {trained.step:,})"
+    parameters = sum(p.numel() for p in trained.model.parameters())
+    facts = [("trained for", duration(seconds[-1]))] if seconds else []
+    facts += [("steps", steps), ("parameters", f"{parameters:,}")]
+    counts = run.read_json("data.json", {}).get("notes", {}).get("counts")
+    if counts:
+        facts.append(("data", ", ".join(f"{n:,} {split}" for split, n in counts.items())))
+    environment = run.read_json("env.json", {})
+    device = environment.get("gpu") or environment.get("processor")
+    if device:
+        facts.append(("on", f"{device}, {environment.get('threads')} threads"))
+    return facts
+
+
+def _over_time(run: Run, images: bool) -> list[tuple[int, str, str]]:
+    found = []
+    for path in sorted((run.path / "samples").glob("step-*.png" if images else "step-*.txt")):
+        step = int(path.stem.rsplit("-", 1)[1])
+        if images:
+            data = base64.b64encode(path.read_bytes()).decode()
+            found.append((step, f"data:image/png;base64,{data}", ""))
+        else:
+            text = path.read_text(encoding="utf-8").split("\n\n---\n\n")[0]
+            found.append((step, "", text))
+    return found
+
+
+def _row(number: Number) -> dict[str, str]:
+    value, interval = short(number)
+    passport = number.passport
+    parts = [f"{passport.extractor} features" if passport.extractor else ""]
+    parts.append(f"{passport.n_generated:,} samples" if passport.n_generated else "")
+    parts.append(f"{passport.n_real:,} real ({passport.split})" if passport.n_real else "")
+    full = {k: v for k, v in number.to_json()["passport"].items() if v not in ("", {})}
+    return {
+        "name": number.name.replace("_", " "),
+        "gloss": GLOSSES.get(number.name, ""),
+        "value": value,
+        "interval": interval,
+        "unit": number.unit,
+        "better": {True: "higher", False: "lower", None: ""}[number.higher_is_better],
+        "with": ", ".join(part for part in parts if part),
+        "passport": save_yaml(full),
+    }
+
+
+def _compare_with_data(trained: Trained, data: DataSet, native: Tensor) -> dict[str, Any]:
+    """Return nearest training samples and class counts of native image samples."""
+    assert isinstance(data.spec, Grid)
+    levels = data.spec.levels
+
+    def pixels(x: Tensor) -> Tensor:
+        return x.flatten(1).double() / (levels - 1)
+
+    found = {"pixels": copying(native, data.splits, pixels)}
+    shown: dict[str, Any] = {}
+    extractor = default_extractor(data.name, data.spec)
+    if extractor.classes:
+
+        def features(x: Tensor) -> Tensor:
+            return extractor.features(match_levels(x, levels, extractor.levels))
+
+        found["features"] = copying(native, data.splits, features)
+        shown |= _classes(trained, extractor, features(native))
+    names = {"pixels": "pixels", "features": f"features ({extractor.name})"}
+    order = found["pixels"].distance.argsort()[:_NEIGHBOURS_SHOWN].tolist()
+
+    def pair(row: int) -> dict[str, Any]:
+        fetched = {k: data.splits["train"].fetch(c.index[row : row + 1])[0][0] for k, c in found.items()}
+        decode = trained.codec.decode
+        return {
+            "sample": picture(decode(native[row])),
+            "nearest": [(names[k], picture(decode(x))) for k, x in fetched.items()],
+            "close": any(bool(c.close[row]) for c in found.values()),
+        }
+
+    shown["neighbours"] = [_neighbours(names[k], c) for k, c in found.items()]
+    shown["pairs"] = [pair(row) for row in order]
+    return shown
+
+
+def _neighbours(space: str, found: Copying) -> Neighbours:
+    low, high = found.interval
+    return Neighbours(
+        space=space,
+        share=f"{found.share:.1%} [{low:.1%}, {high:.1%}]",
+        held_out=found.held_out,
+        threshold=f"{found.threshold:.3g}",
+        count=len(found.close),
+    )
+
+
+def _classes(trained: Trained, extractor: Extractor, features: Tensor) -> dict[str, Any]:
+    """Return how many samples the data set's classifier takes for each class."""
+    guesses = extractor.head(features).argmax(1)
+    counts = torch.bincount(guesses, minlength=extractor.classes).tolist()
+    names = trained.condition.names if trained.condition else ()
+    names = names or tuple(map(str, range(extractor.classes)))
+    top = max(counts)
+    note = f"as the classifier {extractor.name!r} sees {len(guesses)} samples"
+    asked = trained.model.default_condition(0, len(guesses))
+    if asked is not None:
+        agree = float((asked.cpu() == guesses).double().mean())
+        note += f"; {agree:.0%} are of the class that was asked for"
+    rows = zip(names, counts, strict=True)
+    return {
+        "classes": [{"name": n, "count": c, "width": round(100 * c / top)} for n, c in rows],
+        "classes_note": note,
+    }
