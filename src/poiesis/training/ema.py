@@ -33,8 +33,8 @@ class Average:
         for network in self.decays:
             module = self.model.get_submodule(network)
             prefix = f"{network}." if network else ""
-            named = [*module.named_parameters(), *module.named_buffers()]
-            for name, tensor in named:
+            # What a checkpoint holds: shared weights under all their names, no derived buffers.
+            for name, tensor in module.state_dict(keep_vars=True).items():
                 yield network, prefix + name, tensor
 
     @torch.no_grad()
