@@ -229,6 +229,8 @@ class Engine:
         if index == self._stage_index:
             return
         self._stage_index = index
+        # Stages watch different things: the best of an earlier one is no measure for this one.
+        self.best = math.inf
         stage = self.stages[index]
         self.model.enter_stage(stage)
         self.model.train()
