@@ -190,7 +190,7 @@ def _resume(path: str | Path, options: Mapping[str, Any], anyway: bool, quiet: b
         checkpoint = run.checkpoint()
         engine.load_checkpoint(checkpoint)
         run.rewind_metrics(engine.step)
-    if options and engine.schedule is not None:
+    if {"steps", "epochs", "budget"} & options.keys() and engine.schedule is not None:
         _extend(engine, new_train)
     run.write_config(resolved.to_dict())
     _fit(engine, run)
