@@ -271,6 +271,35 @@ def test_moving_average_of_weights_and_buffers(digits):
     assert network.bias[0].item() == 19
 
 
+def test_averages_fit_the_checkpoint(digits):
+    """Tied weights are averaged under each name; buffers that are not saved stay out."""
+
+    class Tied(toys.Toy):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.twin = torch.nn.Linear(4, 64)
+            self.twin.weight = self.generator.weight
+            self.register_buffer("table", torch.ones(3), persistent=False)
+
+        def ema(self) -> dict[str, float]:
+            return {"": 0.9}
+
+    engine = engine_of(Tied, digits, steps=4)
+    engine.fit()
+    shadow = engine.average.shadow
+    assert shadow.keys() == engine.model.state_dict().keys()
+    assert torch.equal(shadow["twin.weight"], shadow["generator.weight"])
+    assert not torch.equal(shadow["generator.weight"], engine.model.generator.weight)
+    live = engine.model.generator.weight.detach().clone()
+    with engine.average.applied():
+        assert torch.equal(engine.model.twin.weight, shadow["generator.weight"])
+        assert torch.equal(engine.model.generator.weight, shadow["generator.weight"])
+    assert torch.equal(engine.model.generator.weight, live)
+    again = engine_of(Tied, digits, steps=4)
+    again.model.load_state_dict({**engine.model.state_dict(), **shadow})
+    assert torch.equal(again.model.generator.weight, shadow["generator.weight"])
+
+
 # -- health --------------------------------------------------------------------------------------
 
 
@@ -330,6 +359,21 @@ def test_validation_is_the_mean_over_held_out_rows_and_the_best_is_kept(digits, 
     assert run.checkpoint("best").step == 4
     assert run.checkpoint("best").json("state.json")["watched"] == pytest.approx(2 + middle)
     assert run.checkpoint().step == 8
+
+
+def test_each_stage_has_its_own_best(digits, tmp_path):
+    """The loss of a first stage (say, pixels) is no measure for the second (say, codes)."""
+
+    class Watched(toys.Growing):
+        def validate(self, batch: Any) -> dict[str, Any]:
+            return {"watched": torch.full((batch.size,), float(5 + self.level))}
+
+    run = Run.create(tmp_path / "run", "digits", "toy")
+    engine = engine_of(Watched, digits, run, steps=9, validations=9, checkpoints=1)
+    engine.fit()
+    # The first of equal values is kept: steps 1 and, in the second stage, 4.
+    assert run.checkpoint("best").step == 4
+    assert engine.best == 6
 
 
 def test_grids_are_drawn_from_the_same_noise(digits, tmp_path):
@@ -452,10 +496,10 @@ def test_a_refused_run_leaves_nothing_behind(digits, tmp_path, monkeypatch):
 
 def test_dry_run_writes_nothing_and_counts_parameters(digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    resolved = verb.resolve("gan", digits, verb.DataConfig(), train={"steps": 50})
+    network = {"latent_dim": 100, "generator_widths": (256, 512, 1024), "batch_norm": False}
+    resolved = verb.resolve("gan", digits, verb.DataConfig(), model=network, train={"steps": 50})
     told = verb.dry_run(resolved, digits)
-    latent, hidden, pixels = 100, (256, 512, 1024), 64
-    sizes = (latent, *hidden, pixels)
+    sizes = (100, 256, 512, 1024, 64)
     dense = sum(a * b + b for a, b in itertools.pairwise(sizes))
     assert told.parameters["generator"] == dense
     assert told.steps == [50]

@@ -204,6 +204,18 @@ def test_resume_of_a_finished_run_changes_nothing_and_more_steps_extend_it(tmp_p
     assert steps == list(range(1, 16))
 
 
+def test_resume_keeps_the_resolved_length_unless_told(tmp_path, monkeypatch):
+    stop_at(monkeypatch, 2, lambda engine: setattr(engine, "stop", True))
+    run = train("vae", tmp_path / "run", steps=None, epochs=0.1, checkpoints=1, validations=0)
+    monkeypatch.undo()
+    total = sum(run.read_json("schedule.json")["stage_steps"])
+    run.write_json("schedule.json", {**run.read_json("schedule.json"), "stage_steps": [total - 1]})
+    verb.train(resume=run.path, quiet=True, threads=1)
+    assert run.checkpoint().step == total - 1
+    verb.train(resume=run.path, quiet=True, epochs=0.2)
+    assert run.checkpoint().step == pytest.approx(2 * total, abs=2)
+
+
 def test_resume_on_another_number_of_threads_is_refused(tmp_path):
     run = train("vae", tmp_path / "run", steps=2, checkpoints=1)
     env = run.read_json("env.json")
