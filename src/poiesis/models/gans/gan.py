@@ -46,6 +46,8 @@ class GAN(GenerativeModel):
         """Hidden units of the discriminator."""
         dropout: float = 0.3
         """Dropout in the discriminator."""
+        batch_norm: bool = False
+        """BatchNorm in the generator: steadier training, more modes."""
         learning_rate: float = 2e-4
         """Learning rate of both Adams."""
         beta1: float = 0.5
@@ -81,8 +83,16 @@ class GAN(GenerativeModel):
     @preset
     @staticmethod
     def default(spec: Spec) -> Config:
-        """The tutorial's networks, sampled from averaged weights."""
-        return GAN.Config(ema=0.999)
+        """BatchNorm in the generator, a higher rate and averaged weights; smaller where tiny."""
+        if spec.dims <= 256:
+            return GAN.Config(
+                generator_widths=(128, 256),
+                discriminator_widths=(256, 128),
+                batch_norm=True,
+                learning_rate=1e-3,
+                ema=0.999,
+            )
+        return GAN.Config(batch_norm=True, learning_rate=5e-4, ema=0.999)
 
     @preset
     @staticmethod
@@ -104,7 +114,11 @@ class GAN(GenerativeModel):
     def __init__(self, config: Config, spec: Spec, condition: Classes | None = None) -> None:
         super().__init__(config, spec)
         leaky = partial(nn.LeakyReLU, 0.2)
-        self.generator = mlp((config.latent_dim, *config.generator_widths, spec.dims), leaky)
+        self.generator = mlp(
+            (config.latent_dim, *config.generator_widths, spec.dims),
+            leaky,
+            norm=nn.BatchNorm1d if config.batch_norm else None,
+        )
         self.discriminator = mlp(
             (spec.dims, *config.discriminator_widths, 1), leaky, dropout=config.dropout
         )
