@@ -149,17 +149,7 @@ def describe(name: str) -> Description:
     inner = {n.name: n for n in node.body if isinstance(n, ast.ClassDef)}
 
     def options(cls: str) -> dict[str, tuple[str, str]]:
-        if cls not in inner:
-            return {}
-        docs = class_field_docs(inner[cls])
-        return {
-            item.target.id: (
-                ast.unparse(item.value) if item.value is not None else "",
-                docs.get(item.target.id, ""),
-            )
-            for item in inner[cls].body
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
-        }
+        return _options(inner[cls], tree) if cls in inner else {}
 
     return Description(
         doc=inspect.cleandoc(ast.get_docstring(node) or ""),
@@ -168,3 +158,26 @@ def describe(name: str) -> Description:
         sampling=options("Sampling"),
         path=path,
     )
+
+
+def _options(node: ast.ClassDef, module: ast.Module) -> dict[str, tuple[str, str]]:
+    """Return field → (default, docstring) of a class, those of an imported base first."""
+    found: dict[str, tuple[str, str]] = {}
+    bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+    for item in module.body:
+        if isinstance(item, ast.ImportFrom) and item.module:
+            for alias in item.names:
+                if (alias.asname or alias.name) in bases:
+                    spec = importlib.util.find_spec(item.module)
+                    if spec is None or spec.origin is None:
+                        continue
+                    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+                    for other in tree.body:
+                        if isinstance(other, ast.ClassDef) and other.name == alias.name:
+                            found.update(_options(other, tree))
+    docs = class_field_docs(node)
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            default = ast.unparse(item.value) if item.value is not None else ""
+            found[item.target.id] = (default, docs.get(item.target.id, ""))
+    return found

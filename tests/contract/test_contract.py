@@ -97,7 +97,7 @@ CASES = {
             "width": 16,
             "heads": 2,
             "conditional": True,
-            "lr": 1e-2,
+            "learning_rate": 1e-2,
         },
         learns="model",
         steps=60,

@@ -98,7 +98,7 @@ def test_nanogpt_initialisation():
 
 
 def test_nanogpt_optimizer():
-    model = build(TEXT, recipe="nanogpt", lr=1e-3)
+    model = build(TEXT, recipe="nanogpt", learning_rate=1e-3)
     (adamw,) = model.optimizers().values()
     assert (adamw.kind, adamw.lr, adamw.betas) == ("adamw", 1e-3, (0.9, 0.99))
     assert (adamw.weight_decay, adamw.decay_matrices_only, adamw.clip) == (0.1, True, 1.0)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from poiesis.errors import ConfigError
 from poiesis.models.base import GenerativeModel, Optim, Schedule
+from poiesis.training.muon import Muon
 
 __all__ = ["build", "factor", "load_state", "parameters", "state"]
 
@@ -52,7 +53,7 @@ def build(model: GenerativeModel, optim: Optim) -> Optimizer:
             groups, lr=lr, alpha=alpha, eps=optim.eps, momentum=optim.momentum, weight_decay=wd
         )
     if optim.kind == "muon":
-        return torch.optim.Muon(groups, lr=lr, momentum=optim.momentum or 0.95, weight_decay=wd)
+        return Muon(groups, lr=lr, momentum=optim.momentum or 0.95, weight_decay=wd)
     return torch.optim.SGD(groups, lr=lr, momentum=optim.momentum, weight_decay=wd)
 
 

@@ -83,9 +83,9 @@ class Transformer(GenerativeModel):
         of an image. A learned position for each axis helps small images. () is a plain sequence."""
         batch_size: int = 12
         """Sequences per step."""
-        lr: float = 2e-3
+        learning_rate: float = 2e-3
         """Peak learning rate of AdamW."""
-        muon_lr: float = 0.02
+        muon_learning_rate: float = 0.02
         """Peak learning rate of Muon; only modern uses it."""
 
         def __post_init__(self) -> None:
@@ -95,8 +95,8 @@ class Transformer(GenerativeModel):
             check("context", self.context, low=2, high=_MAX_LENGTH)
             check("dropout", self.dropout, low=0, high=0.9)
             check("batch_size", self.batch_size, low=1)
-            check("lr", self.lr, low=0, open_low=True)
-            check("muon_lr", self.muon_lr, low=0, open_low=True)
+            check("learning_rate", self.learning_rate, low=0, open_low=True)
+            check("muon_learning_rate", self.muon_learning_rate, low=0, open_low=True)
             for size in self.grid:
                 check("grid", size, low=1)
             if self.width % self.heads:
@@ -145,7 +145,7 @@ class Transformer(GenerativeModel):
     @staticmethod
     def nanogpt(spec: Spec) -> Transformer.Config:
         """nanoGPT's character model for a CPU: 4 layers of 128, context 64, batch 12."""
-        return Transformer.Config(recipe="nanogpt", lr=1e-3)
+        return Transformer.Config(recipe="nanogpt", learning_rate=1e-3)
 
     @preset
     @staticmethod
@@ -159,7 +159,7 @@ class Transformer(GenerativeModel):
             context=256,
             batch_size=64,
             dropout=0.2,
-            lr=1e-3,
+            learning_rate=1e-3,
         )
 
     # -- construction --------------------------------------------------------------------------
@@ -313,7 +313,7 @@ class Transformer(GenerativeModel):
             schedule = Schedule(kind="cosine", warmup=100, final=0.1)
             adamw = Optim(
                 kind="adamw",
-                lr=config.lr,
+                lr=config.learning_rate,
                 betas=(0.9, 0.99),
                 weight_decay=0.1,
                 decay_matrices_only=True,
@@ -323,10 +323,18 @@ class Transformer(GenerativeModel):
             return {"adamw": adamw}
         schedule = Schedule(kind="linear", warmup=0.01, start=0.4, final=0.0)
         muon = Optim(
-            kind="muon", lr=config.muon_lr, momentum=0.95, select=_hidden, schedule=schedule
+            kind="muon",
+            lr=config.muon_learning_rate,
+            momentum=0.95,
+            select=_hidden,
+            schedule=schedule,
         )
         adamw = Optim(
-            kind="adamw", lr=config.lr, betas=(0.9, 0.95), select=_not_hidden, schedule=schedule
+            kind="adamw",
+            lr=config.learning_rate,
+            betas=(0.9, 0.95),
+            select=_not_hidden,
+            schedule=schedule,
         )
         return {"muon": muon, "adamw": adamw}
 
