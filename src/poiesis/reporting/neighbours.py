@@ -74,7 +74,9 @@ def nearest(rows: Tensor, split: Split, features: Features) -> tuple[Tensor, Ten
     return best.sqrt(), index
 
 
-def copying(samples: Tensor, splits: dict[str, Any], features: Features, *, seed: int = 0) -> Copying:
+def copying(
+    samples: Tensor, splits: dict[str, Any], features: Features, *, seed: int = 0
+) -> Copying:
     """Return the nearest training rows of native samples (n, c, h, w) in the space of `features`.
 
     splits: of a data set; the held-out ones are those of test, or else of validation, at most

@@ -32,6 +32,8 @@ __all__ = ["RunSection", "duration", "gather", "picture", "short"]
 _NEIGHBOURS_SHOWN = 12
 _TEXTS_SHOWN = 8
 
+NAMES = {"fid": "FID", "kid": "KID", "nll": "NLL", "bits_per_dim": "bits/dim"}
+"""What numbers are called in tables, where it is not their own name."""
 GLOSSES = {
     "fid": "distance between the means and covariances of features",
     "kid": "squared distance between feature distributions, unbiased",
@@ -194,7 +196,8 @@ def _facts(trained: Trained, run: Run) -> list[tuple[str, str]]:
     environment = run.read_json("env.json", {})
     device = environment.get("gpu") or environment.get("processor")
     if device:
-        facts.append(("on", f"{device}, {environment.get('threads')} threads"))
+        threads = environment.get("threads")
+        facts.append(("on", f"{device}, {threads} thread{'s' if threads != 1 else ''}"))
     return facts
 
 
@@ -219,7 +222,7 @@ def _row(number: Number) -> dict[str, str]:
     parts.append(f"{passport.n_real:,} real ({passport.split})" if passport.n_real else "")
     full = {k: v for k, v in number.to_json()["passport"].items() if v not in ("", {})}
     return {
-        "name": number.name.replace("_", " "),
+        "name": NAMES.get(number.name, number.name.replace("_", " ")),
         "gloss": GLOSSES.get(number.name, ""),
         "value": value,
         "interval": interval,
@@ -252,7 +255,9 @@ def _compare_with_data(trained: Trained, data: DataSet, native: Tensor) -> dict[
     order = found["pixels"].distance.argsort()[:_NEIGHBOURS_SHOWN].tolist()
 
     def pair(row: int) -> dict[str, Any]:
-        fetched = {k: data.splits["train"].fetch(c.index[row : row + 1])[0][0] for k, c in found.items()}
+        fetched = {
+            k: data.splits["train"].fetch(c.index[row : row + 1])[0][0] for k, c in found.items()
+        }
         decode = trained.codec.decode
         return {
             "sample": picture(decode(native[row])),
