@@ -128,9 +128,6 @@ def scan(
     queue = list(args)
     while queue:
         token = queue.pop(0)
-        if token == "--":
-            positionals += queue
-            break
         if not _is_flag(token):
             positionals.append(token)
             continue
@@ -198,7 +195,7 @@ def _checked(option: Option, flag: str, value: str) -> str:
             return value
         if option.optional and value.lower() == "none":
             return "None"
-        known = [*option.choices, *(["none"] if option.optional else [])]
+        known = dict.fromkeys([*option.choices, *(["none"] if option.optional else [])])
         raise ConfigError(
             f"{flag} = {value!r} is not one of: {', '.join(known)}{suggest(value, known)}"
         )

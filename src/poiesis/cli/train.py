@@ -160,6 +160,9 @@ def _read_config(path: str) -> dict[str, Any]:
     for part in ("data", "model", "train"):
         if not isinstance(stored.get(part, {}), Mapping):
             raise ConfigError(f"{path}: {part} is no mapping of keys to values")
+    for part, kind in (("name", str), ("preset", str), ("seed", int)):
+        if not isinstance(stored.get(part, kind()), kind):
+            raise ConfigError(f"{path}: {part} = {stored[part]!r} is not a {kind.__name__}")
     return stored
 
 
@@ -194,7 +197,7 @@ def _base(
         preset=None if preset == "None" else preset,
         model=stored.get("model"),
         train=stored.get("train"),
-        seed=int(stored.get("seed", 0)),
+        seed=stored.get("seed", 0),
     )
 
 
