@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import pytest
@@ -312,10 +313,10 @@ def test_the_bound_holds_and_is_tight_for_an_exact_denoiser(schedule, monkeypatc
     assert (result.kind, result.measure, result.dims) == ("bound", "discrete", 64)
     bound = -result.nats
     # Common to both: the images. What is left is the noise of x_t.
-    assert truth * 0.99 < bound.mean() < truth * 1.05
+    assert truth * 0.99 < bound.mean() < truth * 1.08
 
     part = model.log_prob(x, samples=25)
-    assert part.detail == "VLB, 25 of 500 steps"
+    assert re.fullmatch(r"VLB, 25 of \d{3} steps", part.detail)
     spread = (part.nats - result.nats).std() / 24**0.5
     assert abs(float(part.nats.mean() - result.nats.mean())) < 4 * float(spread)
     # The stated standard error is honest: about the true deviation, or a little above.

@@ -281,7 +281,7 @@ def test_prior_term_is_the_gaussian_divergence():
     torch.testing.assert_close(d.prior_kl(schedule, x0), expected)
 
 
-def test_bound_term_is_the_divergence_of_the_two_posteriors():
+def test_step_term_is_the_divergence_of_the_two_posteriors():
     schedule = d.cosine_schedule(50)
     x0, guess = torch.tensor([[[0.5, -1.0]], [[0.2, 0.4]]], dtype=torch.float64)
     for t in (1, 7, 48):
@@ -292,5 +292,17 @@ def test_bound_term_is_the_divergence_of_the_two_posteriors():
         q = torch.distributions.Normal(a * x_t + b * x0, math.sqrt(small))
         p = torch.distributions.Normal(a * x_t + b * guess, math.sqrt(small))
         expected = torch.distributions.kl_divergence(q, p).sum(1)
-        got = d.bound_term(schedule, torch.tensor([t]), x0, guess, 256)
+        got = d.step_kl(schedule, torch.tensor([t]), x0, guess)
         torch.testing.assert_close(got, expected)
+
+
+def test_decoder_reads_8_bit_data_as_ddpm_does_and_coarser_data_earlier():
+    schedule = d.linear_schedule(1000)
+    level, sigma = d.decoder_level(schedule, 256)
+    ab = schedule.alpha_bar
+    published = math.sqrt(schedule.betas[1] * (1 - ab[0]) / (1 - ab[1]))
+    assert (level, sigma) == (0, pytest.approx(published, rel=1e-3))
+    for data_levels in (2, 17):
+        level, sigma = d.decoder_level(schedule, data_levels)
+        noise = schedule.sigma / schedule.alpha
+        assert noise[level] <= 0.75 / (data_levels - 1) < noise[level + 1]

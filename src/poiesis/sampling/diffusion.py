@@ -26,10 +26,10 @@ __all__ = [
     "Prediction",
     "Spacing",
     "ancestral",
-    "bound_term",
     "clip_x0",
     "cosine_schedule",
     "ddim",
+    "decoder_level",
     "decoder_log_likelihood",
     "dpm_solver_pp",
     "epsilon_from",
@@ -38,6 +38,7 @@ __all__ = [
     "make_path",
     "posterior",
     "prior_kl",
+    "step_kl",
     "target_of",
     "x0_from",
 ]
@@ -308,30 +309,34 @@ def prior_kl(schedule: NoiseSchedule, x0: Tensor) -> Tensor:
     return (mean.square() + variance - 1 - math.log(variance)).sum(1) / 2
 
 
-def bound_term(
-    schedule: NoiseSchedule, level: Tensor, x0: Tensor, estimate: Tensor, data_levels: int
-) -> Tensor:
-    """Return one term of −log p(x0) ≤ prior_kl + Σ_t term_t for each sample: (b,), float64, nats.
+def step_kl(schedule: NoiseSchedule, level: Tensor, x0: Tensor, estimate: Tensor) -> Tensor:
+    """KL(q(x_{t−1} | x_t, x0) ‖ p(x_{t−1} | x_t)) in nats, summed per sample, (b,), float64.
 
-    level: int64 (b,), each t in 0…T−1. estimate: the denoiser's x0 of x_t. For t > 0 it is
-    KL(q(x_{t−1} | x_t, x0) ‖ p(x_{t−1} | x_t)) with p of the posterior's own variance β̃_t; for
-    t = 0 it is −log p(x0 | x_0) of integer levels (arXiv 2006.11239, eq. 5, 7, 8 and 13, where
-    the first t is 1).
+    level: int64 (b,), each t in 1…T−1, counted from 0. estimate: the denoiser's x0 of x_t. p has
+    the posterior's own variance β̃_t (arXiv 2006.11239, eq. 7 and 8), and then
+    ‖μ̃(x_t, x0) − μ̃(x_t, x̂0)‖² / 2β̃_t is half the fall of α²/σ² times ‖x0 − x̂0‖².
     """
     t = level.cpu()
-    s = (t - 1).clamp(min=0)
-    ab_t, ab_s = schedule.alpha_bar[t], schedule.alpha_bar[s]
-    # eq. 8: ‖μ̃(x_t, x0) − μ̃(x_t, x̂0)‖² / 2β̃ is half the fall of α²/σ² times ‖x0 − x̂0‖²
-    weight = (ab_s / (1 - ab_s) - ab_t / (1 - ab_t)) / 2
+    signal = schedule.alpha_bar / (1 - schedule.alpha_bar)
+    weight = (signal[t - 1] - signal[t]) / 2
     error = (x0.double() - estimate.double()).square().flatten(1).sum(1)
-    kl = weight.to(x0.device) * error
-    clean = level == 0
-    if clean.any():
-        ab = schedule.alpha_bar
-        # The t = 0 posterior has no variance; DDPM lends it the next one's.
-        sigma = math.sqrt(float(schedule.betas[1] * (1 - ab[0]) / (1 - ab[1])))
-        kl[clean] = -decoder_log_likelihood(x0[clean], estimate[clean], sigma, data_levels)
-    return kl
+    return weight.to(error.device) * error
+
+
+_DECODER_WIDTH = 0.7384
+"""Decoder's σ in units of the noise in x_t: DDPM's own sqrt(β̃_1) / sqrt(1 − ᾱ_0) at T = 1000."""
+
+
+def decoder_level(schedule: NoiseSchedule, data_levels: int) -> tuple[int, float]:
+    """Return (t, σ): where the chain ends and integer levels are read off with N(x̂0(x_t), σ²).
+
+    It is the last t whose noise is clearly less than half the distance of two levels, where reading
+    off is nearly certain. With 256 levels that is t = 0, as in DDPM; data of few levels would
+    pay many bits below it for a precision that it does not have. Any t gives a valid bound.
+    """
+    noise = schedule.sigma / schedule.alpha
+    t = max(0, int((noise <= 0.75 / (data_levels - 1)).sum()) - 1)
+    return t, _DECODER_WIDTH * float(noise[t])
 
 
 def decoder_log_likelihood(x0: Tensor, mean: Tensor, sigma: float, levels: int) -> Tensor:

@@ -319,41 +319,46 @@ class DDPM(GenerativeModel):
     ) -> LogProb:
         """Return the variational bound of images as integer levels (arXiv 2006.11239, eq. 5).
 
-        samples: how many of the T terms are evaluated per image, each at one draw of noise; T or
+        samples: how many of its terms are evaluated per image, each at one draw of noise; T or
         more is all. Fewer are drawn in strata of the log signal-to-noise ratio and weighted, which
         leaves the bound's expectation as it is; `error` is then its standard error.
         """
-        n, total = len(x), self.config.timesteps
-        noise = Noise(seed, range(n), device=x.device)
-        prior = diffusion.prior_kl(self.schedule, x)
+        check("samples", samples, low=2)
+        noise = Noise(seed, range(len(x)), device=x.device)
+        end, sigma_end = diffusion.decoder_level(self.schedule, self.spec.levels)
 
-        def term(t: Tensor) -> Tensor:
+        def estimate(t: Tensor) -> Tensor:
             alpha, sigma = self._level(t)
             x_t = alpha * x + sigma * noise.randn(*x.shape[1:])
-            estimate = self.denoiser(x_t, t, condition).clamp(-1, 1)
-            return diffusion.bound_term(self.schedule, t, x, estimate, self.spec.levels)
+            return self.denoiser(x_t, t, condition).clamp(-1, 1)
 
-        everything = samples >= total
+        def level(t: int) -> Tensor:
+            return torch.full((len(x),), t, device=x.device)
+
+        nats = diffusion.decoder_log_likelihood(
+            x, estimate(level(end)), sigma_end, self.spec.levels
+        ) - diffusion.prior_kl(self.schedule, x)
         error = None
+        total = self.config.timesteps - end
+        everything = samples >= total
         if everything:
-            nats = -prior
-            for level in range(total):
-                nats = nats - term(torch.full((n,), level, device=x.device))
+            for i in range(end + 1, self.config.timesteps):
+                nats -= diffusion.step_kl(self.schedule, level(i), x, estimate(level(i)))
         else:
-            check("samples", samples, low=2)
-            # The decoder's term is of another kind than the rest and always evaluated.
-            log_snr = self.schedule.log_snr.to(x.device)
-            density = log_snr[:-1] - log_snr[1:]
-            density = density / density.sum()
-            edges = density.cumsum(0)
-            draws = []
+            # A term is about as large as the fall of log(α/σ) over its step, so draw by that.
+            share = -self.schedule.log_snr[end:].diff().to(x.device)
+            share = share / share.sum()
+            terms = []
             for i in range(samples - 1):
-                place = (i + noise.rand()) / (samples - 1)
-                index = torch.searchsorted(edges, place.double()).clamp(max=total - 2)
-                draws.append(term(index + 1) / density[index])
-            terms = torch.stack(draws)
-            nats = -prior - term(torch.zeros(n, dtype=torch.long, device=x.device)) - terms.mean(0)
-            pairs = terms[: len(terms) // 2 * 2].unflatten(0, (-1, 2))
+                place = (i + noise.rand().double()) / (samples - 1)
+                index = torch.searchsorted(share.cumsum(0), place).clamp(max=len(share) - 1)
+                t = index + end + 1
+                kl = diffusion.step_kl(self.schedule, t, x, estimate(t))
+                terms.append(kl / share[index])
+            stacked = torch.stack(terms)
+            nats -= stacked.mean(0)
+            # Neighbouring strata stand in for two draws of one: a little above the true error.
+            pairs = stacked[: len(terms) // 2 * 2].unflatten(0, (-1, 2))
             error = (pairs[:, 0] - pairs[:, 1]).square().sum(0).sqrt().float() / len(terms)
         detail = "VLB" if everything else f"VLB, {samples} of {total} steps"
         return LogProb(
