@@ -55,7 +55,7 @@ class Estimate:
             for i in range(resamples):
                 shift[i] += centred[rng.integers(len(part), size=len(part))].mean()
         tail = (1 - level) / 2
-        low, high = np.quantile(self.value + shift, [tail, 1 - tail])
+        low, high = np.quantile(self.value + shift, [tail, 1 - tail]).round(12)
         return float(np.clip(low, self.low, self.high)), float(np.clip(high, self.low, self.high))
 
 
