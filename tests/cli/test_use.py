@@ -178,9 +178,26 @@ def test_doctor_finds_a_folder_it_cannot_write_to(tmp_path, monkeypatch):
 
 
 def test_compare_and_report_refuse_mistakes(tmp_path, refused):
-    assert "two models or more" in refused("compare", "vae")
+    assert "needs models" in refused("compare", "--budget", "1m")
+    assert "choose one of" in refused("compare", "vae", "--budget", "1m", "--train.steps", 3)
     assert "did you mean 'vae'?" in refused("compare", "vae", "vea")
     assert "is not a duration" in refused("compare", "vae", "gan", "--budget", "long")
     assert "'--budget'?" in refused("compare", "vae", "gan", "--buget", "1m")
     assert "needs RUN" in refused("report")
     assert "--samples = 0" in refused("report", tmp_path, "-n", 0)
+
+
+def test_compare_and_report_write_pages(tmp_path, poiesis):
+    out = tmp_path / "comparison"
+    code, printed, _ = poiesis(
+        *("compare", "vae", "gan", "--data", "digits", "--data.limit", 300, "--train.steps", 3),
+        *("--train.threads", 1, "--train.grids", 1, "-n", 60, "--out", out, "--quiet", "--json"),
+    )
+    told = json.loads(printed)
+    assert code == 0
+    assert {row["model"] for row in told["rows"]} == {"vae", "gan"}
+    assert (out / "report.html").stat().st_size > 10_000
+    page = tmp_path / "page.html"
+    code, printed, _ = poiesis("report", out / "vae", "-o", page, "-n", 9)
+    assert (code, printed) == (0, f"{page}\n")
+    assert page.read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html")

@@ -1,7 +1,7 @@
 """The dispatcher: finds the verb, imports its module, turns errors into one line. No torch.
 
-Exit codes: 0 done, 1 a check said no (reproduce, inspect, doctor), 2 a mistake the user can mend, 70 a bug
-of ours, 130 stopped by Ctrl-C, 141 the reader of a pipe went away.
+Exit codes: 0 done, 1 a check said no (reproduce, inspect, doctor, compare), 2 a mistake the user
+can mend, 70 a bug of ours, 130 stopped by Ctrl-C, 141 the reader of a pipe went away.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ def _checked(option: Option, flag: str, value: str) -> str:
             return value
         if option.optional and value.lower() == "none":
             return "None"
-        known = dict.fromkeys([*option.choices, *(["none"] if option.optional else [])])
+        known = list(dict.fromkeys((*option.choices, *(("none",) if option.optional else ()))))
         raise ConfigError(
             f"{flag} = {value!r} is not one of: {', '.join(known)}{suggest(value, known)}"
         )
