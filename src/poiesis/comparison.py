@@ -9,7 +9,9 @@ again, and further models may join; other settings are refused, for they would n
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -106,25 +108,26 @@ class Comparison:
         return {"settings": self.settings, "report": str(self.report), "rows": rows}
 
     def table(self) -> Table:
-        """Return the leaderboard as a rich table."""
+        """Return the leaderboard as a rich table, a column per model, which fits a terminal."""
         from rich.markup import escape
         from rich.table import Table
 
         board = _leaderboard(self.rows)
-        table = Table(title=_title(self.settings), caption="\n".join(board.notes) or None)
-        for name, better in board.columns:
+        well = [row for row in board.rows if len(row) == len(board.columns)]
+        notes = [f"{row[0].text} failed: {row[1].text}" for row in board.rows if row not in well]
+        table = Table(
+            title=_title(self.settings), caption=escape("\n".join([*notes, *board.notes]))
+        )
+        table.add_column("")
+        for row in well:
+            table.add_column(escape(row[0].text), justify="right")
+        for place, (name, better) in enumerate(board.columns[1:], start=1):
             arrow = {"higher is better": " ↑", "lower is better": " ↓"}.get(better, "")
-            table.add_column(name + arrow, overflow="fold")
-        for row in board.rows:
-            if len(row) == 2:
-                table.add_row(row[0].text, f"[red]failed[/]: {escape(row[1].text)}")
-                continue
             cells = []
-            for cell in row:
-                text = escape(cell.text)
-                note = f"\n[dim]{escape(cell.note)}[/]" if cell.note else ""
-                cells.append((f"[bold green]{text}[/]" if cell.best else text) + note)
-            table.add_row(*cells)
+            for cell in (row[place] for row in well):
+                text = f"[bold green]{escape(cell.text)}[/]" if cell.best else escape(cell.text)
+                cells.append(f"{text}\n[dim]{escape(cell.note)}[/]" if cell.note else text)
+            table.add_row(name + arrow, *cells)
         return table
 
 
@@ -143,12 +146,12 @@ def compare(
 ) -> Comparison:
     """Train models one after another under equal time, judge them alike, write the leaderboard.
 
-    models: names, each with a preset if wanted (``vae:tutorial``), else `preset` or its own. budget:
-    time for each (default 5m), or steps= or epochs= among train_options, which are fields of
-    TrainConfig. samples: to judge on; None is as many as there are real ones. out: default
-    runs/<data>-comparison/<time>/. A model that fails stands in the table with its reason. Raises
-    ConfigError for unknown names, RunError if `out` holds another comparison or training was
-    stopped.
+    models: names, each with a preset if wanted (``vae:tutorial``), else `preset` or its own.
+    budget: time for each (default 5m), or steps= or epochs= among train_options, which are fields
+    of TrainConfig. samples: to judge on; None is as many as there are real ones. out: default
+    runs/<data>-comparison/<time>/. data_options: fields of DataConfig. A model that fails stands in
+    the table with its reason. Raises ConfigError for unknown names, DataError, and RunError if
+    `out` holds another comparison or training was stopped.
     """
     if isinstance(models, str) or not models:
         raise ConfigError("say which models to compare, e.g. compare(['vae', 'ddpm'], 'digits')")
@@ -170,8 +173,10 @@ def compare(
         "train": options,
         "evaluation": configs.to_dict(protocol),
     }
+    settings = json.loads(to_text(settings))
     folder = _folder(out, opened.name)
     done = _finished(folder, settings)
+    _save(folder, settings, list(done.values()))
     tell = _Teller(quiet)
     rows: list[Row] = []
     for place, model in enumerate(models, start=1):
@@ -280,11 +285,9 @@ def _reset_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return
-    try:
+    with contextlib.suppress(OSError):
         # 5 resets the peak of resident memory (proc(5), clear_refs).
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def _peak() -> int | None:
@@ -343,7 +346,8 @@ def _leaderboard(rows: Sequence[Row]) -> Leaderboard:
             best[name] = _best(rows, name) if number.higher_is_better is not None else set()
         except PassportMismatch as error:
             best[name] = set()
-            notes.append(f"{NAMES.get(name, name)} is not ranked: {error}")
+            why = str(error).partition(": evaluate")[0]
+            notes.append(f"{NAMES.get(name, name)} is not ranked: {why}.")
     columns += [("steps", ""), ("trained", ""), ("parameters", ""), ("peak memory", "")]
     several = sum(not row.failure for row in rows) > 1
     if several and any(best.values()):

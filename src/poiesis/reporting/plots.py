@@ -55,7 +55,7 @@ def curve(title: str, train: Points = (), held_out: Points = ()) -> str:
     from matplotlib.ticker import MaxNLocator
 
     values = [y for _, y in [*train, *held_out] if math.isfinite(y)]
-    settings = {
+    settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": title,
         "font.size": 9,
