@@ -193,7 +193,8 @@ def compare(
             _reset_peak()
             if (where / "config.yaml").exists():
                 tell.say(f"{model}: going on with {where}")
-                run = train(resume=where, quiet=quiet)
+                # The same time is promised, not the same bits: another thread count only warns.
+                run = train(resume=where, resume_anyway=True, quiet=quiet)
             else:
                 chosen = own or preset
                 run = train(

@@ -173,6 +173,7 @@ def test_numbers_show_no_more_digits_than_their_interval_bears():
     assert short(number(19.53217, (18.74, 20.36))) == ("19.53", "18.74 … 20.36")
     assert short(number(1234.5, (1100.0, 1400.0))) == ("1234", "1100 … 1400")
     assert short(number(8972.3, None)) == ("8,972", "")
+    assert short(number(0.0, (0.0, 0.0))) == ("0", "0 … 0")
 
 
 def test_durations_read_well():

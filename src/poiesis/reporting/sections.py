@@ -169,7 +169,9 @@ def short(number: Number) -> tuple[str, str]:
         return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"), ""
     low, high = number.interval
     half = (high - low) / 2
-    places = 4 if half <= 0 else min(8, max(0, 1 - math.floor(math.log10(half))))
+    if half <= 0:
+        return f"{number.value:.3g}", f"{low:.3g} … {high:.3g}"
+    places = min(8, max(0, 1 - math.floor(math.log10(half))))
     return f"{number.value:.{places}f}", f"{low:.{places}f} … {high:.{places}f}"
 
 
