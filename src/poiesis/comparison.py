@@ -159,9 +159,9 @@ def compare(
         registry.entry(model.partition(":")[0])
     if len(set(models)) < len(models):
         raise ConfigError(f"a model is named twice in: {', '.join(models)}")
-    if budget is None and not {"steps", "epochs"} & set(train_options):
-        budget = "5m"
-    options = {**train_options, **({"budget": budget} if budget else {})}
+    options = {name: value for name, value in train_options.items() if value is not None}
+    if budget is not None or not {"steps", "epochs"} & set(options):
+        options["budget"] = budget or "5m"
     protocol = EvaluationConfig(samples=samples, seed=seed)
     data_config = configs.from_dict(DataConfig, {"source": data, **(data_options or {})})
     opened = open_data(data, data_config)

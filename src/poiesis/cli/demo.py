@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Train four kinds of generative model on small handwritten digits for the "
         "same time each, judge them alike and write one HTML report.",
     )
-    parser.add_argument("--budget", default="50s", help="training time for each (default: 50s)")
+    parser.add_argument("--budget", default="55s", help="training time for each (default: 55s)")
     parser.add_argument("--out", default="runs/demo", help="folder (default: runs/demo)")
     options = parser.parse_args(arguments)
     from poiesis.errors import PoiesisError
@@ -62,7 +62,7 @@ def _demo(budget: str, wanted: Path) -> int:
     say("  transformer  writes an image pixel by pixel, like text")
     say(f"Each gets the same {seconds:g} s of training on 1,437 images of 8 x 8 pixels; then each")
     say(f"draws {SAMPLES} images, and all are compared with real ones by the same measure.")
-    say(f"That takes about {(len(MODELS) * (seconds + 18)) / 60:.0f} minutes in all.")
+    say(f"That takes about {(len(MODELS) * (seconds + 14)) / 60:.0f} minutes in all.")
     if earlier is not None:
         say(f"(An earlier demo is kept: {earlier})")
     say()

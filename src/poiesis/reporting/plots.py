@@ -73,8 +73,9 @@ def curve(title: str, train: Points = (), held_out: Points = ()) -> str:
         if train:
             steps, raw = zip(*train, strict=True)
             axes.plot(steps, raw, color=_TRAIN, alpha=0.25, linewidth=1)
-            weight = 0.9 if len(raw) >= 20 else 0.5
-            axes.plot(steps, smooth(raw, weight), color=_TRAIN, linewidth=1.6)
+            # Over about a twentieth of the run, so that the curve does not lag behind.
+            window = max(2.0, len(raw) / 20)
+            axes.plot(steps, smooth(raw, 1 - 1 / window), color=_TRAIN, linewidth=1.6)
         if held_out:
             steps, raw = zip(*held_out, strict=True)
             axes.plot(steps, raw, color=_HELD_OUT, linewidth=1.6, marker="o", markersize=2.5)
