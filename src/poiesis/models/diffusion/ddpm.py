@@ -54,7 +54,7 @@ class DDPM(GenerativeModel):
         """Width of the first resolution; a multiple of `groups`."""
         multipliers: tuple[int, ...] = (1, 2, 2)
         """Width of each resolution in units of `channels`, from fine to coarse."""
-        blocks: int = 2
+        blocks: int = 1
         """Residual blocks per resolution on the way down (one more on the way up)."""
         attention: tuple[int, ...] = (8,)
         """Resolutions with self-attention, by longer side in pixels; the coarsest always ends in
