@@ -1,6 +1,5 @@
 """The diffusion model and its U-Net."""
 
-import dataclasses
 import math
 import re
 from typing import Any
@@ -341,9 +340,9 @@ def test_it_learns_more_of_digits_than_their_covariance():
 
     x = torch.from_numpy(load_digits().images).float()[:, None] / 8 - 1
     train, test = x[:1500], x[1500:]
-    config = dataclasses.replace(DDPM.preset("default", DIGIT), conditional=False)
+    config = override(DDPM.preset("default", DIGIT), {"conditional": False})
     torch.manual_seed(0)
-    model = DDPM(override(config, {}), DDPM.view(config, DIGIT))
+    model = DDPM(config, DDPM.view(config, DIGIT))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     steps = 300
     for step in range(steps):
@@ -360,7 +359,8 @@ def test_it_learns_more_of_digits_than_their_covariance():
     mean = train.flatten(1).mean(0)
     cov = torch.cov(train.flatten(1).T)
     ours, linear = [], []
-    for level in (100, 300, 500, 700):
+    # At higher levels the noise hides all but mean and covariance, and linear is nearly optimal.
+    for level in (100, 300):
         alpha, sigma = float(model.alpha[level]), float(model.sigma[level])
         eps = torch.randn(test.shape, generator=torch.Generator().manual_seed(level))
         x_t = alpha * test + sigma * eps
@@ -370,4 +370,4 @@ def test_it_learns_more_of_digits_than_their_covariance():
             guess = model.denoiser(x_t, torch.full((len(x_t),), level))
         ours.append(float((guess - test).square().mean()))
         linear.append(float((wiener - test.flatten(1)).square().mean()))
-    assert sum(ours) < 0.9 * sum(linear), (ours, linear)
+    assert sum(ours) < 0.85 * sum(linear), (ours, linear)
