@@ -201,3 +201,18 @@ def test_compare_and_report_write_pages(tmp_path, poiesis):
     code, printed, _ = poiesis("report", out / "vae", "-o", page, "-n", 9)
     assert (code, printed) == (0, f"{page}\n")
     assert page.read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html")
+
+
+def test_skip_bad_leaves_broken_images_out_and_lists_them(tmp_path, capsys):
+    from poiesis.cli.main import main
+
+    for index in range(12):
+        Image.new("L", (8, 8), index * 20).save(tmp_path / f"{index:02d}.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n not a picture")
+    assert main(["data", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "broken.png" in error and "--skip-bad" in error
+    assert main(["data", str(tmp_path), "--skip-bad", "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert len(described["skipped"]) == 1
+    assert "broken.png" in described["skipped"][0] and "--skip-bad" not in described["skipped"][0]

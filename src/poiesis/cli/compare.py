@@ -17,7 +17,7 @@ from poiesis.training.config import TrainConfig
 
 __all__ = ["ALIASES", "CompareArgs", "run"]
 
-ALIASES = {"--data": "--data.source"}
+ALIASES = {"--data": "--data.source", "--skip-bad": "--data.skip-bad"}
 """Short spellings of options."""
 
 _EXAMPLES = (

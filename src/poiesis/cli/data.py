@@ -16,8 +16,9 @@ from poiesis.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from poiesis.data.dataset import DataSet
 
-__all__ = ["DataArgs", "run"]
+__all__ = ["ALIASES", "DataArgs", "run"]
 
+ALIASES = {"--skip-bad": "--data.skip-bad"}
 _EXAMPLES = (
     "poiesis data   (which named sets are here)",
     "poiesis data mnist --preview mnist.png",
@@ -41,7 +42,7 @@ class DataArgs:
 
 def run(args: list[str]) -> int:
     """Describe one data set, or list the named ones."""
-    positionals, _ = scan(args, options(DataArgs), prog="poiesis data")
+    positionals, _ = scan(args, options(DataArgs), prog="poiesis data", aliases=ALIASES)
     default = DataConfig(source=positionals[0]) if positionals else DataConfig()
     parsed = parse(
         DataArgs,
@@ -50,6 +51,7 @@ def run(args: list[str]) -> int:
         description="Describe a data set: its exact variant, shape, splits and classes.",
         examples=_EXAMPLES,
         default=DataArgs(data=default),
+        aliases=ALIASES,
     )
     if parsed.name is None:
         if parsed.preview:

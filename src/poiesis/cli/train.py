@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ALIASES", "DataAndTrain", "TrainArgs", "run"]
 
-ALIASES = {"--data": "--data.source"}
+ALIASES = {"--data": "--data.source", "--skip-bad": "--data.skip-bad"}
 """Short spellings of options."""
 _EXAMPLES = (
     "poiesis train vae --data digits --train.budget 1m --out runs/first",

@@ -85,6 +85,8 @@ def open_data(source: str, config: DataConfig | None = None) -> DataSet:
         if config.binarize != "none" or config.augment:
             option = "augment" if config.augment else "binarize"
             raise ConfigError(f"data.{option} is for images; {dataset.name} is text")
+    # What went wrong, without the way out: it was taken.
+    dataset.skipped = [line.rpartition("; ")[0] or line for line in dataset.skipped]
     dataset.notes["skipped"] = len(dataset.skipped)
     return dataset
 

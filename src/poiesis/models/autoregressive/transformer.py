@@ -138,7 +138,15 @@ class Transformer(GenerativeModel):
             # A step sees about 2,048 pixels, so that small images come in larger batches.
             batch = min(64, max(4, 2048 // spec.dims))
             # Without dropout it learns the 1,437 training digits by heart after seven epochs.
-            return Transformer.Config(grid=(h, w, spec.channels), batch_size=batch, dropout=0.2)
+            # Tiny images learn more from three times the steps than from the larger network.
+            layers, width = (3, 64) if spec.dims <= 100 else (4, 128)
+            return Transformer.Config(
+                layers=layers,
+                width=width,
+                grid=(h, w, spec.channels),
+                batch_size=batch,
+                dropout=0.2,
+            )
         return Transformer.Config()
 
     @preset
