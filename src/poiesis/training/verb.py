@@ -28,6 +28,7 @@ from poiesis.spec import to_json
 from poiesis.training.config import TrainConfig
 from poiesis.training.engine import Engine
 from poiesis.training.schedule import Schedule, probe
+from poiesis.training.schedule import resolve as resolve_schedule
 from poiesis.training.trackers import open_trackers
 
 __all__ = ["DryRun", "RunConfig", "dry_run", "resolve", "train"]
@@ -190,8 +191,12 @@ def _resume(path: str | Path, options: Mapping[str, Any], anyway: bool, quiet: b
         checkpoint = run.checkpoint()
         engine.load_checkpoint(checkpoint)
         run.rewind_metrics(engine.step)
-    if {"steps", "epochs", "budget"} & options.keys() and engine.schedule is not None:
-        _extend(engine, new_train)
+    if engine.schedule is not None:
+        for key in {"grids", "validations", "checkpoints"} & options.keys():
+            setattr(engine.schedule, key, getattr(new_train, key))
+        if {"steps", "epochs", "budget"} & options.keys():
+            _extend(engine, new_train)
+        run.write_json("schedule.json", dataclasses.asdict(engine.schedule))
     run.write_config(resolved.to_dict())
     _fit(engine, run)
     return run
@@ -208,12 +213,9 @@ def _extend(engine: Engine, config: TrainConfig) -> None:
     """Change the length of a resumed run; its last stage takes the difference."""
     schedule = engine.schedule
     assert schedule is not None
-    wanted = config.steps
-    if wanted is None and config.epochs is not None:
-        stage = engine.stages[-1]
-        wanted = round(
-            config.epochs * len(engine.loader(stage, "train")) / engine.batch_size(stage)
-        )
+    wanted = None
+    if config.steps is not None or config.epochs is not None:
+        wanted = resolve_schedule(engine).total
     if wanted is None and config.budget is not None:
         left = configs.parse_duration(config.budget) - engine.seconds
         each = schedule.probe.get(f"step {len(engine.stages) - 1}") or 0.0
@@ -227,8 +229,6 @@ def _extend(engine: Engine, config: TrainConfig) -> None:
     if wanted <= before:
         raise ConfigError(f"train.steps = {wanted} ends before the last stage begins at {before}")
     schedule.stage_steps[-1] = wanted - before
-    assert engine.run is not None
-    engine.run.write_json("schedule.json", dataclasses.asdict(schedule))
 
 
 def _check_environment(run: Run, anyway: bool) -> None:
@@ -399,8 +399,6 @@ def dry_run(config: RunConfig, data: DataSet) -> DryRun:
     """Build the model, time 20 steps of each stage and predict the run; writes nothing."""
     import resource
     import tempfile
-
-    from poiesis.training.schedule import resolve as resolve_schedule
 
     with tempfile.TemporaryDirectory() as folder:
         run = Run(folder)
