@@ -107,6 +107,7 @@ class Engine:
         logs: dict[str, list[Tensor]] = {}
         last_log, last_bar, items, items_at = time.monotonic(), 0.0, 0, time.monotonic()
         fit_started, rate = time.monotonic(), 0.0
+        means: dict[str, float] = {}
         try:
             while self.step < schedule.total and not self.stop:
                 self.enter(self._stage_of(self.step))
@@ -118,19 +119,16 @@ class Engine:
                 now = time.monotonic()
                 self.seconds = now - started
                 last = self.step == schedule.total
-                if now - last_log >= self.config.log_every or last:
+                due = now - last_log >= self.config.log_every or last
+                if due:
                     means = {n: float(torch.stack(v).float().mean()) for n, v in logs.items()}
                     rate = items / max(1e-9, now - items_at)
-                    speed = {"rate": rate, "seconds": self.seconds}
-                    self._log({**means, **speed}, "train")
+                    self._log({**means, "rate": rate, "seconds": self.seconds}, "train")
                     logs, last_log, items, items_at = {}, now, 0, now
-                    last_bar = 0.0
-                    left = self._left(now - fit_started, self.step - done_before)
-                    bar.update(self.step, rate, left, means)
-                elif now - last_bar > 0.5:
+                if due or now - last_bar > 0.5:
                     last_bar = now
                     left = self._left(now - fit_started, self.step - done_before)
-                    bar.update(self.step, rate, left, {})
+                    bar.update(self.step, rate, left, means)
                 pause = time.monotonic()
                 self._milestones(schedule)
                 items_at += time.monotonic() - pause
@@ -138,7 +136,7 @@ class Engine:
             bar.close()
             for tracker in self.trackers:
                 tracker.close()
-        if self.stop and self.step < schedule.total:
+        if self.stop and self.step < schedule.total and self.run is not None:
             self.save()
 
     def _left(self, elapsed: float, done: int) -> float:
