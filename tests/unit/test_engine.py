@@ -24,6 +24,8 @@ from poiesis.training import optimizers, schedule, verb
 from poiesis.training.config import TrainConfig
 from poiesis.training.ema import Average
 from poiesis.training.engine import Engine
+from poiesis.training.schedule import Schedule as Length
+from poiesis.training.schedule import correct
 
 VAE = {"widths": (32,), "latent_dim": 4, "batch_size": 16}
 
@@ -513,3 +515,18 @@ def test_dry_run_writes_nothing_and_counts_parameters(digits, tmp_path, monkeypa
     assert told.steps == [50]
     assert told.seconds >= 50 * told.step_seconds[0]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_is_corrected_by_the_pace_of_the_run():
+    schedule = Length(stage_steps=[1000], grids=1, validations=1, checkpoints=1, seconds=100.0)
+    assert not correct(schedule, 10, 14.0)
+    # 20 s for 50 steps: 80 s are left, so 200 steps more.
+    assert correct(schedule, 50, 20.0) and schedule.total == 250
+    assert not correct(schedule, 100, 40.0)
+    assert correct(schedule, 125, 50.0) and schedule.total == 250
+    assert not correct(schedule, 200, 80.0) and schedule.corrected == [50, 125]
+
+
+def test_steps_are_never_corrected():
+    schedule = Length(stage_steps=[1000], grids=1, validations=1, checkpoints=1)
+    assert not correct(schedule, 500, 1e6) and schedule.total == 1000

@@ -30,7 +30,7 @@ from poiesis.training import optimizers as optim
 from poiesis.training.config import TrainConfig
 from poiesis.training.ema import Average
 from poiesis.training.health import BadSteps, gradient_norm
-from poiesis.training.schedule import Schedule, resolve
+from poiesis.training.schedule import Schedule, correct, resolve
 from poiesis.training.trackers import Bar, Tracker
 
 __all__ = ["Engine"]
@@ -129,6 +129,10 @@ class Engine:
                     last_bar = now
                     left = self._left(now - fit_started, self.step - done_before)
                     bar.update(self.step, rate, left, means)
+                if correct(schedule, self.step, self.seconds):
+                    bar.total(schedule.total)
+                    if self.run is not None:
+                        self.run.write_json("schedule.json", vars(schedule))
                 pause = time.monotonic()
                 self._milestones(schedule)
                 items_at += time.monotonic() - pause

@@ -1,7 +1,8 @@
 """How long training lasts: steps, epochs or a time budget, resolved to steps per stage.
 
-A budget is resolved once, by timing a few steps of each stage, a sample grid and a validation, and
-then recorded: from there on training is a matter of step numbers, not of the clock.
+A budget is resolved by timing a few steps of each stage, a sample grid and a validation, corrected
+twice on the way (a busy machine misleads a short probe) and recorded each time: from there on
+training is a matter of step numbers, not of the clock.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from poiesis.training.health import BadSteps
 if TYPE_CHECKING:
     from poiesis.training.engine import Engine
 
-__all__ = ["Schedule", "probe", "resolve"]
+__all__ = ["Schedule", "correct", "probe", "resolve"]
 
 PROBE_STEPS = 20
 PROBE_SECONDS = 6.0
+CORRECTIONS = (0.15, 0.5)
+"""Shares of a time budget after which its number of steps is corrected."""
 OVERHEAD = 0.15
 """Largest share of a time budget that grids and validations may take."""
 
@@ -36,6 +39,10 @@ class Schedule:
     checkpoints: int
     probe: dict[str, float] = field(default_factory=dict)
     """Measured seconds: step (of each stage), grid, validation."""
+    seconds: float | None = None
+    """What the probe left of a time budget."""
+    corrected: list[int] = field(default_factory=list)
+    """Steps after which the length was corrected to keep the budget."""
 
     @property
     def total(self) -> int:
@@ -66,7 +73,7 @@ def resolve(engine: Engine) -> Schedule:
     budget = parse_duration(config.budget or "10m")
     began = time.monotonic()
     schedule.probe = probe(engine)
-    left = max(0.5 * budget, budget - (time.monotonic() - began))
+    left = schedule.seconds = max(0.5 * budget, budget - (time.monotonic() - began))
     each = OVERHEAD * left / 2
     # At least the last one, however dear.
     grids = max(1, int(each / max(schedule.probe["grid"], 1e-9)))
@@ -79,6 +86,19 @@ def resolve(engine: Engine) -> Schedule:
         steps = int(left * share / schedule.probe[f"step {index}"])
         schedule.stage_steps.append(max(1, steps))
     return schedule
+
+
+def correct(schedule: Schedule, step: int, seconds: float) -> bool:
+    """Correct the steps of a budgeted run of one stage by its own pace; say whether it was due."""
+    due = len(schedule.corrected)
+    if schedule.seconds is None or len(schedule.stage_steps) > 1 or due == len(CORRECTIONS):
+        return False
+    if seconds < CORRECTIONS[due] * schedule.seconds or step >= schedule.total:
+        return False
+    left = max(0.0, schedule.seconds - seconds) * step / seconds
+    schedule.stage_steps = [step + max(1, int(left))]
+    schedule.corrected.append(step)
+    return True
 
 
 def probe(engine: Engine) -> dict[str, float]:

@@ -165,6 +165,12 @@ class Bar:
                 f"{rate:,.0f} {self._unit}/s, {minutes}:{seconds:02d} left, {text}"
             )
 
+    def total(self, steps: int) -> None:
+        """Take note of another length."""
+        self._total = steps
+        if self._progress is not None:
+            self._progress.update(self._task, total=steps)
+
     def say(self, line: str) -> None:
         """Print a line without disturbing the bar."""
         if not self._quiet:

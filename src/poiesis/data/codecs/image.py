@@ -139,15 +139,16 @@ class ImageCodec:
         """Return pictures side by side in a nearly square RGB sheet; small ones enlarged."""
         height, width = self.size
         factor = max(1, 56 // max(height, width))
-        cell_w, cell_h = width * factor + 2, height * factor + 2
+        gap = max(2, height * factor // 8)
+        cell_w, cell_h = width * factor + gap, height * factor + gap
         columns = max(1, math.ceil(math.sqrt(len(raws))))
         rows = max(1, math.ceil(len(raws) / columns))
-        sheet = Image.new("RGB", (columns * cell_w + 2, rows * cell_h + 2), (128, 128, 128))
+        sheet = Image.new("RGB", (columns * cell_w + gap, rows * cell_h + gap), (128, 128, 128))
         for place, raw in enumerate(raws):
             tile = convert(raw, 3)
             tile = tile.resize((width * factor, height * factor), Image.Resampling.NEAREST)
             row, column = divmod(place, columns)
-            sheet.paste(tile, (column * cell_w + 2, row * cell_h + 2))
+            sheet.paste(tile, (column * cell_w + gap, row * cell_h + gap))
         return sheet
 
     def to_json(self) -> dict[str, Any]:
