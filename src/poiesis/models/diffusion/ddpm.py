@@ -169,17 +169,16 @@ class DDPM(GenerativeModel):
     def default(spec: Spec) -> DDPM.Config:
         """Small and quick: minutes on a CPU for images up to 32 px; deeper for larger ones."""
         side = _side(spec)
+        # Small images: many small steps of a light network teach more in the same minutes.
+        light = {"batch_size": 32, "learning_rate": 2e-3} if side <= 32 else {}
         if side <= 16:
-            # Many small steps: on tiny images they teach more in the same minutes.
-            return DDPM.Config(
-                multipliers=(1, 2),
-                attention=(_padded(side, 2) // 2,),
-                batch_size=32,
-                learning_rate=2e-3,
-            )
+            attention = (_padded(side, 2) // 2,)
+            return DDPM.Config(multipliers=(1, 2), attention=attention, **light)
         levels = max(3, math.ceil(math.log2(side / 8)) + 1)
-        coarsest = _padded(side, levels) // 2 ** (levels - 1)
-        return DDPM.Config(multipliers=(1, *[2] * (levels - 1)), attention=(coarsest,))
+        attention = (_padded(side, levels) // 2 ** (levels - 1),)
+        if side <= 32:
+            return DDPM.Config(channels=16, multipliers=(1, 2, 4), attention=attention, **light)
+        return DDPM.Config(multipliers=(1, *[2] * (levels - 1)), attention=attention)
 
     @preset
     @staticmethod
