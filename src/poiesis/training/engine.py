@@ -32,11 +32,11 @@ from poiesis.training.ema import Average
 from poiesis.training.health import BadSteps, gradient_norm
 from poiesis.training.schedule import Schedule, correct, resolve
 from poiesis.training.trackers import Bar, Tracker
+from poiesis.training.validation import held_out_means
 
 __all__ = ["Engine"]
 
 GRID_SAMPLES = 64
-VALIDATION_ROWS = 1024
 
 
 class Engine:
@@ -361,7 +361,6 @@ class Engine:
                 weights["state.json"] = note
                 self.run.save_checkpoint(self.step, weights, kind="best", pointer="best", keep=1)
 
-    @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Return means over held-out rows of what the model watches, with averaged weights."""
         split = "validation" if "validation" in self.data.splits else "train"
@@ -373,33 +372,8 @@ class Engine:
             batch_size=self.batch_size(stage),
             device=self.device,
         )
-        rows = min(len(loader), VALIDATION_ROWS)
-        sums: dict[str, float] = {}
-        done = 0
-        self.model.eval()
-        with self.average.applied():
-            for x, y, where in loader.in_order(rows):
-                draws = Draws(("validate", done), total=len(where), device=self.device)
-                condition = y if self.model.condition is not None else None
-                batch = Batch(
-                    x=x,
-                    condition=condition,
-                    index=where,
-                    draws=draws,
-                    size=len(where),
-                    training=False,
-                )
-                if stage.transform is not None:
-                    batch = stage.transform(batch)
-                with autocast(self.device, self.config.precision):
-                    values = self.model.validate(batch)
-                if not values:
-                    break
-                for name, value in values.items():
-                    sums[name] = sums.get(name, 0.0) + float(value.double().sum())
-                done += len(where)
-        self.model.train()
-        return {name: total / done for name, total in sums.items()}
+        with self.average.applied(), autocast(self.device, self.config.precision):
+            return held_out_means(self.model, loader, stage.transform)
 
     def grid_samples(self) -> list[Any]:
         """Return raw samples from the averaged weights, always from the same noise."""
