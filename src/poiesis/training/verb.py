@@ -150,6 +150,9 @@ def train(
         elif not (run.path / "metrics.jsonl").exists():
             for name in ("config.yaml", "data.json", "env.json"):
                 (run.path / name).unlink(missing_ok=True)
+            for folder in (run.path / "checkpoints", run.path / "samples", run.path):
+                with contextlib.suppress(OSError):  # not empty: it held something before
+                    folder.rmdir()
         raise
     _fit(engine, run)
     return run
