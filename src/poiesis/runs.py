@@ -9,11 +9,14 @@
 
 A checkpoint is written to a temporary folder beside its place, every file synced to disk, then
 renamed into place, the parent synced, then `latest` flipped; so at every moment there is a whole
-checkpoint to go on from. Reading verifies the hashes and falls back to the checkpoint before.
+checkpoint to go on from. One of the same step that is there already is first renamed aside and
+found there until the new one is in place. Reading verifies the hashes and falls back to the
+checkpoint before.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import hashlib
@@ -36,6 +39,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["Checkpoint", "Run", "environment", "sha256", "write_atomic"]
+
+_NAME = re.compile(r"(step|best)-(\d{8,})")
+"""Name of a checkpoint's folder: its kind and its step."""
+_ASIDE = re.compile(r"\.((?:step|best)-\d{8,})\.old")
+"""Where a checkpoint waits while another of the same name takes its place."""
+
+_KINDS = {"latest": "step", "best": "best"}
+"""Pointer → kind of the checkpoints that it points to."""
 
 Files = Mapping[str, Any]
 """File name → tensors by name (``.safetensors``) or a JSON value (``.json``)."""
@@ -62,9 +73,16 @@ def _sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+_WAYS = {
+    errno.ENOSPC: "free some space and use --resume",
+    errno.EDQUOT: "free some space and use --resume",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f) and use --resume",
+}
+
+
 def _explain(error: OSError, path: Path) -> RunError:
     reason = error.strerror or str(error)
-    way = "free some space and use --resume" if error.errno == errno.ENOSPC else "check the folder"
+    way = _WAYS.get(error.errno or 0, "check the folder")
     return RunError(f"can't write {str(path)!r}: {reason}; {way}")
 
 
@@ -77,7 +95,8 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise _explain(error, path) from error
 
 
@@ -96,20 +115,33 @@ def dump_json(value: Any) -> str:
     return json.dumps(clean(value), indent=1, ensure_ascii=False)
 
 
+def _aside_name(path: Path) -> str | None:
+    """Return the name of a checkpoint that was put aside, None if the path is none."""
+    found = _ASIDE.fullmatch(path.name)
+    return found[1] if found else None
+
+
+def _step(path: Path) -> int:
+    """Return the step in a checkpoint's name, be it in its place or aside."""
+    return int((_aside_name(path) or path.name).rsplit("-", 1)[1])
+
+
 class Checkpoint:
     """One written checkpoint, its hashes verified when opened."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        manifest = path / "manifest.json"
         try:
-            self.hashes: dict[str, str] = json.loads(manifest.read_text())["sha256"]
-        except (OSError, ValueError, KeyError, TypeError):
+            hashes = json.loads((path / "manifest.json").read_text())["sha256"]
+            self.hashes: dict[str, str] = {name: str(value) for name, value in hashes.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise RunError(f"the checkpoint {str(path)!r} has no readable manifest") from None
         for name, expected in self.hashes.items():
+            if name != Path(name).name:
+                raise RunError(f"the checkpoint {str(path)!r} names a file outside it: {name!r}")
             try:
                 found = sha256(path / name)
-            except OSError:
+            except (OSError, ValueError):
                 raise RunError(f"the checkpoint {str(path)!r} lacks {name!r}") from None
             if found != expected:
                 raise RunError(f"the checkpoint file {str(path / name)!r} is damaged")
@@ -117,7 +149,7 @@ class Checkpoint:
     @property
     def step(self) -> int:
         """Training step after which it was written."""
-        return int(self.path.name.rsplit("-", 1)[1])
+        return _step(self.path)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Return the tensors of a safetensors file, on the CPU; empty if it was not written."""
@@ -209,18 +241,22 @@ class Run:
         """Return the lines of metrics.jsonl; a last line cut short by a crash is left out."""
         path = self.path / "metrics.jsonl"
         lines = []
-        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                continue
-        return lines
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        for line in text.splitlines():
+            with contextlib.suppress(ValueError):
+                lines.append(json.loads(line))
+        return [line for line in lines if isinstance(line, dict)]
 
-    def rewind_metrics(self, step: int) -> None:
-        """Drop the lines after `step`, which a resumed run will write again."""
-        kept = [line for line in self.metrics() if line.get("step", 0) <= step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_atomic(self.path / "metrics.jsonl", text)
+    def rewind(self, step: int) -> None:
+        """Drop metrics and sample grids after `step`, which a resumed run will write again."""
+        if (self.path / "metrics.jsonl").exists():
+            kept = [line for line in self.metrics() if line.get("step", 0) <= step]
+            text = "".join(json.dumps(line) + "\n" for line in kept)
+            write_atomic(self.path / "metrics.jsonl", text)
+        for path in (self.path / "samples").glob("step-*"):
+            digits = path.stem.removeprefix("step-")
+            if digits.isdecimal() and int(digits) > step:
+                path.unlink(missing_ok=True)
 
     # -- checkpoints ---------------------------------------------------------------------------
 
@@ -235,11 +271,12 @@ class Run:
 
         folder = self.path / "checkpoints"
         final = folder / f"{kind}-{step:08d}"
-        temporary = folder / f".{final.name}.tmp"
+        temporary, aside = folder / f".{final.name}.tmp", folder / f".{final.name}.old"
         hashes = {}
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+            for leftover in folder.glob(".*.tmp"):  # of saves that a crash cut short
+                shutil.rmtree(leftover, ignore_errors=True)
+            temporary.mkdir(parents=True, exist_ok=True)
             for name, value in files.items():
                 if name.endswith(".safetensors"):
                     # Contiguous copies: safetensors stores neither strides nor shared memory.
@@ -253,48 +290,63 @@ class Run:
             _write(temporary / "manifest.json", json.dumps({"sha256": hashes}).encode())
             _sync_folder(temporary)
             if final.exists():
-                shutil.rmtree(final)
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(final, aside)
             os.replace(temporary, final)
             _sync_folder(folder)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise _explain(error, final) from error
         write_atomic(folder / pointer, final.name)
-        for old in self._checkpoints(kind)[keep:]:
-            if old != final:
-                shutil.rmtree(old, ignore_errors=True)
+        self._prune(kind, step, keep)
         return final
 
-    def _checkpoints(self, kind: str = "step") -> list[Path]:
+    def _prune(self, kind: str, step: int, keep: int) -> None:
+        """After a save of `step`, keep the newest `keep` up to it; those after it are of no use.
+
+        Later ones are left from before a fall back to an earlier checkpoint: the run took another
+        way since, or will write them again.
+        """
+        found = self._checkpoints(kind)
+        later = [path for path in found if _step(path) > step]
+        for path in later + found[len(later) :][keep:]:
+            shutil.rmtree(path, ignore_errors=True)
+        for path in (self.path / "checkpoints").glob(f".{kind}-*.old"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _checkpoints(self, kind: str) -> list[Path]:
+        """Return the folders of one kind, newest first, where they lie now."""
         folder = self.path / "checkpoints"
-        return sorted((p for p in folder.glob(f"{kind}-*") if p.is_dir()), reverse=True)
+        names = {path.name for path in folder.glob(f"{kind}-*") if _NAME.fullmatch(path.name)}
+        names |= {name for path in folder.glob(f".{kind}-*") if (name := _aside_name(path))}
+        return sorted((self._place(name) for name in names), key=_step, reverse=True)
+
+    def _place(self, name: str) -> Path:
+        """Return where a checkpoint lies: aside, if a crash came before its successor."""
+        folder = self.path / "checkpoints"
+        final, aside = folder / name, folder / f".{name}.old"
+        return aside if aside.exists() and not final.exists() else final
 
     def has_checkpoint(self, which: str = "latest") -> bool:
-        """Return whether the pointer latest or best exists."""
-        return (self.path / "checkpoints" / which).is_file()
+        """Return whether there is a `latest` or `best` checkpoint."""
+        return bool(self._checkpoints(_KINDS[which]))
 
     def checkpoint(self, which: str | int = "latest") -> Checkpoint:
         """Open `latest`, `best` or a step's checkpoint; raises RunError.
 
         A damaged one is reported by a warning and the whole one before it is opened.
         """
-        folder = self.path / "checkpoints"
-        if isinstance(which, int) or which.isdigit():
-            path = folder / f"step-{int(which):08d}"
+        if isinstance(which, int) or which.isdecimal():
+            path = self._place(f"step-{int(which):08d}")
             if not path.exists():
-                steps = ", ".join(str(int(p.name[5:])) for p in self._checkpoints()) or "none"
+                steps = ", ".join(str(_step(p)) for p in self._checkpoints("step")) or "none"
                 raise RunError(
                     f"{str(self.path)!r} has no checkpoint of step {which}; it has: {steps}"
                 )
             return Checkpoint(path)
-        candidates = []
-        pointer = folder / which
-        if pointer.is_file():
-            candidates.append(folder / pointer.read_text().strip())
-        elif which != "latest":
+        if which not in _KINDS or (which != "latest" and not self.has_checkpoint(which)):
             raise RunError(f"{str(self.path)!r} has no checkpoint {which!r}; use latest")
-        candidates += [p for p in self._checkpoints() if p not in candidates]
-        problems = []
+        candidates, problems = self._candidates(which)
         for path in candidates:
             try:
                 found = Checkpoint(path)
@@ -306,6 +358,20 @@ class Run:
             return found
         detail = f" ({problems[0]})" if problems else ""
         raise RunError(f"{str(self.path)!r} has no whole checkpoint yet{detail}")
+
+    def _candidates(self, which: str) -> tuple[list[Path], list[str]]:
+        """Return what to open for a pointer, the best choice first, and what is wrong with it."""
+        pointer = self.path / "checkpoints" / which
+        candidates, problems = [], []
+        if pointer.is_file():
+            name = pointer.read_bytes().decode(errors="replace").strip()
+            if _NAME.fullmatch(name):
+                candidates.append(self._place(name))
+            else:
+                problems.append(f"{str(pointer)!r} is damaged: it names no checkpoint")
+        others = self._checkpoints(_KINDS[which])
+        others += self._checkpoints("step") if which != "latest" else []
+        return candidates + [path for path in others if path not in candidates], problems
 
 
 def environment() -> dict[str, Any]:

@@ -154,7 +154,7 @@ def test_metrics_survive_a_cut_line_and_rewind(run):
     lines = run.metrics()
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
     assert lines[4]["loss"] is None
-    run.rewind_metrics(3)
+    run.rewind(3)
     text = (run.path / "metrics.jsonl").read_text()
     assert [json.loads(line)["step"] for line in text.splitlines()] == [1, 2, 3]
 

@@ -193,7 +193,7 @@ def _resume(path: str | Path, options: Mapping[str, Any], anyway: bool, quiet: b
         engine.schedule = _schedule(run)
         checkpoint = run.checkpoint()
         engine.load_checkpoint(checkpoint)
-        run.rewind_metrics(engine.step)
+        run.rewind(engine.step)
     if engine.schedule is not None:
         for key in {"grids", "validations", "checkpoints"} & options.keys():
             setattr(engine.schedule, key, getattr(new_train, key))
