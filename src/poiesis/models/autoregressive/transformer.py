@@ -151,6 +151,12 @@ class Transformer(GenerativeModel):
 
     @preset
     @staticmethod
+    def modern(spec: Spec) -> Transformer.Config:
+        """The modern recipe at the size and batch of `nanogpt`, to compare the two."""
+        return Transformer.Config()
+
+    @preset
+    @staticmethod
     def nanogpt(spec: Spec) -> Transformer.Config:
         """nanoGPT's character model for a CPU: 4 layers of 128, context 64, batch 12."""
         return Transformer.Config(recipe="nanogpt", learning_rate=1e-3)

@@ -1,0 +1,194 @@
+"""What is trained and scored by quality.py: the rows of its table, their budgets and gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["ROWS", "Row", "Values"]
+
+Values = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    what: str
+    model: str
+    """Registry name, or a key of TEXTBOOKS with a "plain " before it."""
+    data: str
+    preset: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the data, by the names of `poiesis.data.config`."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Options of the model that differ from the preset."""
+    minutes: float | None = None
+    steps: int | None = None
+    score: str = "images"
+    samples: int = 5000
+    seed: int = 0
+    gate: str = ""
+    reached: Callable[[Values, dict[str, Values]], bool | None] = lambda own, others: None
+    """Takes the row's values and those of all finished rows; None: no gate or not known yet."""
+
+    @property
+    def textbook(self) -> str:
+        """Key of the textbook loop, empty for models of ours."""
+        return self.model.removeprefix("plain ") if self.model.startswith("plain ") else ""
+
+
+def better_than(other: str) -> Callable[[Values, dict[str, Values]], bool | None]:
+    """Return a gate: lower FID than another row."""
+
+    def reached(own: Values, others: dict[str, Values]) -> bool | None:
+        return own["fid"] < others[other]["fid"] if other in others else None
+
+    return reached
+
+
+def all_of(
+    *conditions: Callable[[Values, dict[str, Values]], bool | None],
+) -> Callable[[Values, dict[str, Values]], bool | None]:
+    """Return a gate of several: False if one is missed, None if one is not known yet."""
+
+    def reached(own: Values, others: dict[str, Values]) -> bool | None:
+        found = [condition(own, others) for condition in conditions]
+        return False if False in found else None if None in found else True
+
+    return reached
+
+
+def within(name: str, low: float = -1e9, high: float = 1e9) -> Callable[..., bool]:
+    """Return a gate: a value between two bounds."""
+    return lambda own, others: low <= own[name] <= high
+
+
+CLASSES = within("smallest_class", low=0.04)
+FAITHFUL = all_of(within("precision", low=0.6), within("recall", low=0.6), CLASSES)
+ROWS = [
+    Row(
+        name="vae",
+        what="VAE, MNIST binarised once",
+        model="vae",
+        data="mnist",
+        options={"binarize": "once"},
+        minutes=6,
+        score="importance",
+        gate="≤ 91 nats",
+        reached=within("nll", high=91),
+    ),
+    Row(
+        name="nanogpt",
+        what="transformer, nanoGPT's recipe, 2,000 steps",
+        model="transformer",
+        preset="nanogpt",
+        data="tinyshakespeare",
+        steps=2000,
+        score="text",
+        gate="1.88 … 1.91 nats",
+        reached=within("nll_per_token", 1.88, 1.91),
+    ),
+    Row(
+        name="modern",
+        what="transformer, modern recipe, as large and as many tokens",
+        model="transformer",
+        preset="modern",
+        data="tinyshakespeare",
+        steps=2000,
+        score="text",
+        gate="≤ 1.62 nats",
+        reached=within("nll_per_token", high=1.62),
+    ),
+    Row(
+        name="text-6min",
+        what="transformer, 6 minutes",
+        model="transformer",
+        data="tinyshakespeare",
+        minutes=6,
+        score="text",
+        gate="≤ 1.51 nats",
+        reached=within("nll_per_token", high=1.51),
+    ),
+    Row(
+        name="text-25min",
+        what="transformer, 25 minutes",
+        model="transformer",
+        data="tinyshakespeare",
+        minutes=25,
+        score="text",
+        gate="≤ 1.46 nats",
+        reached=within("nll_per_token", high=1.46),
+    ),
+    Row(
+        name="mnist-ddpm",
+        what="DDPM, MNIST",
+        model="ddpm",
+        data="mnist",
+        minutes=8,
+        samples=2000,
+        gate="precision, recall ≥ 0.6; no class < 4%; FID better than plain",
+        reached=all_of(FAITHFUL, better_than("mnist-ddpm-plain")),
+    ),
+    Row(
+        name="mnist-ddpm-plain",
+        what="textbook DDPM, MNIST",
+        model="plain ddpm",
+        data="mnist",
+        minutes=8,
+        samples=2000,
+    ),
+    Row(
+        name="mnist-dcgan",
+        what="DCGAN, MNIST",
+        model="dcgan",
+        data="mnist",
+        minutes=8,
+        gate="no class < 4%; FID better than plain",
+        reached=all_of(CLASSES, better_than("mnist-dcgan-plain")),
+    ),
+    Row(
+        name="mnist-dcgan-plain",
+        what="textbook DCGAN, MNIST",
+        model="plain dcgan",
+        data="mnist",
+        minutes=8,
+    ),
+    Row(
+        name="fashion-ddpm",
+        what="DDPM, Fashion-MNIST",
+        model="ddpm",
+        data="fashion-mnist",
+        minutes=8,
+        samples=2000,
+        gate="FID better than plain",
+        reached=better_than("fashion-ddpm-plain"),
+    ),
+    Row(
+        name="fashion-ddpm-plain",
+        what="textbook DDPM, Fashion-MNIST",
+        model="plain ddpm",
+        data="fashion-mnist",
+        minutes=8,
+        samples=2000,
+    ),
+    Row(
+        name="digits-pixels",
+        what="pixel transformer, digits",
+        model="transformer",
+        data="digits",
+        minutes=4,
+        score="bits",
+    ),
+    Row(
+        name="mnist14-pixels",
+        what="pixel transformer, MNIST at 14 px",
+        model="transformer",
+        data="mnist",
+        options={"resize": 14},
+        minutes=8,
+        score="bits",
+    ),
+]
