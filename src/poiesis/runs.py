@@ -27,11 +27,12 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from poiesis import processes
 from poiesis.config import load_yaml, save_yaml
 from poiesis.errors import PoiesisWarning, RunError
 
@@ -47,6 +48,9 @@ _ASIDE = re.compile(r"\.((?:step|best)-\d{8,})\.old")
 
 _KINDS = {"latest": "step", "best": "best"}
 """Pointer → kind of the checkpoints that it points to."""
+
+SHARDS = "shards"
+"""Folder within a checkpoint of what several processes wrote, each its own part."""
 
 Files = Mapping[str, Any]
 """File name → tensors by name (``.safetensors``) or a JSON value (``.json``)."""
@@ -137,7 +141,7 @@ class Checkpoint:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise RunError(f"the checkpoint {str(path)!r} has no readable manifest") from None
         for name, expected in self.hashes.items():
-            if name != Path(name).name:
+            if name.removeprefix(SHARDS + "/") != Path(name).name:
                 raise RunError(f"the checkpoint {str(path)!r} names a file outside it: {name!r}")
             try:
                 found = sha256(path / name)
@@ -151,13 +155,21 @@ class Checkpoint:
         """Training step after which it was written."""
         return _step(self.path)
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors of a safetensors file, on the CPU; empty if it was not written."""
+    def tensors(
+        self, name: str, like: Callable[[str], Tensor | None] = lambda key: None
+    ) -> dict[str, Tensor]:
+        """Return the tensors of a safetensors file, on the CPU; empty if it was not written.
+
+        What was written in parts by several processes is put together, or split again as the
+        tensor like(its name) is.
+        """
         from safetensors.torch import load
 
-        if name not in self.hashes:
-            return {}
-        return load((self.path / name).read_bytes())
+        found = load((self.path / name).read_bytes()) if name in self.hashes else {}
+        if any(file.startswith(SHARDS) for file in self.hashes):
+            prefix = f"{name.removesuffix('.safetensors')}/"
+            found |= processes.load_shards(self.path / SHARDS, prefix, like)
+        return found
 
     def json(self, name: str) -> Any:
         """Return the value of a JSON file."""
@@ -213,10 +225,14 @@ class Run:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.yaml."""
+        if not processes.main():
+            return
         write_atomic(self.path / "config.yaml", save_yaml(config))
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file into the run."""
+        if not processes.main():
+            return
         write_atomic(self.path / name, dump_json(value))
 
     def read_json(self, name: str, default: Any = None) -> Any:
@@ -231,6 +247,8 @@ class Run:
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
+        if not processes.main():
+            return
         try:
             with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(json.loads(dump_json(line))) + "\n")
@@ -249,6 +267,8 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Drop metrics and sample grids after `step`, which a resumed run will write again."""
+        if not processes.main():
+            return
         if (self.path / "metrics.jsonl").exists():
             kept = [line for line in self.metrics() if line.get("step", 0) <= step]
             text = "".join(json.dumps(line) + "\n" for line in kept)
@@ -261,11 +281,20 @@ class Run:
     # -- checkpoints ---------------------------------------------------------------------------
 
     def save_checkpoint(
-        self, step: int, files: Files, *, kind: str = "step", pointer: str = "latest", keep: int = 2
+        self,
+        step: int,
+        files: Files,
+        *,
+        kind: str = "step",
+        pointer: str = "latest",
+        keep: int = 2,
+        shards: Mapping[str, Tensor] | None = None,
     ) -> Path:
         """Write a checkpoint atomically, flip `pointer` to it, keep the newest `keep` of its kind.
 
-        Raises RunError (a full disk, say); the checkpoints before stay whole.
+        shards: tensors split over the processes, named "file stem/name". All processes call this:
+        each writes its parts of them, the main one the rest. Raises RunError (a full disk, say);
+        the checkpoints before stay whole.
         """
         from safetensors.torch import save
 
@@ -274,9 +303,18 @@ class Run:
         temporary, aside = folder / f".{final.name}.tmp", folder / f".{final.name}.old"
         hashes = {}
         try:
-            for leftover in folder.glob(".*.tmp"):  # of saves that a crash cut short
-                shutil.rmtree(leftover, ignore_errors=True)
-            temporary.mkdir(parents=True, exist_ok=True)
+            if processes.main():
+                for leftover in folder.glob(".*.tmp"):  # of saves that a crash cut short
+                    shutil.rmtree(leftover, ignore_errors=True)
+                temporary.mkdir(parents=True, exist_ok=True)
+            if shards:
+                processes.barrier()
+                processes.save_shards(temporary / SHARDS, shards)
+            if not processes.main():
+                processes.barrier()
+                return final
+            for path in sorted(temporary.glob(f"{SHARDS}/*")):
+                hashes[f"{SHARDS}/{path.name}"] = sha256(path)
             for name, value in files.items():
                 if name.endswith(".safetensors"):
                     # Contiguous copies: safetensors stores neither strides nor shared memory.
@@ -299,6 +337,7 @@ class Run:
             raise _explain(error, final) from error
         write_atomic(folder / pointer, final.name)
         self._prune(kind, step, keep)
+        processes.barrier()
         return final
 
     def _prune(self, kind: str, step: int, keep: int) -> None:
@@ -397,6 +436,7 @@ def environment() -> dict[str, Any]:
         "processor": processor,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": processes.size(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

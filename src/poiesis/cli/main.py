@@ -6,14 +6,15 @@ can mend, 70 a bug of ours, 130 stopped by Ctrl-C, 141 the reader of a pipe went
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from poiesis import __version__
+from poiesis import __version__, processes
 from poiesis.errors import ConfigError, PoiesisError, suggest
 
 __all__ = ["VERBS", "main"]
@@ -80,12 +81,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         warnings.simplefilter("default", UserWarning)
         try:
-            code = _dispatch(args)
+            with _one_voice():
+                code = _dispatch(args)
             sys.stdout.flush()
             return code
         except SystemExit as stop:  # after --help
             return stop.code if isinstance(stop.code, int) else 0
         except PoiesisError as error:
+            if processes.local_rank() != 0:
+                return 2  # the first process of this machine says it
             return _fail(" ".join(str(error).split()))
         except KeyboardInterrupt:
             print("poiesis: interrupted", file=sys.stderr)
@@ -101,9 +105,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         except MemoryError:
             return _fail(_MEMORY)
         except RuntimeError as error:
+            if processes.lost(error):
+                return _fail("another process stopped; its message says why")
             return _fail(_MEMORY) if _out_of_memory(error) else _bug(args)
         except Exception:
             return _bug(args)
+
+
+@contextlib.contextmanager
+def _one_voice() -> Iterator[None]:
+    """Of several processes (torchrun) let the main one speak; the others tell errors only."""
+    if processes.main():
+        yield
+    else:
+        warnings.simplefilter("ignore", UserWarning)
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
+    processes.leave()
 
 
 _MEMORY = (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from poiesis import config as configs
-from poiesis import registry
+from poiesis import processes, registry
 from poiesis.cli.options import Nested, Option, given, options, parse, scan
 from poiesis.cli.output import human_bytes, human_time, print_json, stdout_for_json
 from poiesis.data.config import DataConfig
@@ -294,6 +294,8 @@ def _farewell(done: Run) -> int:
         step = 0
     if step < sum(schedule.get("stage_steps", [])):
         return 130  # the engine has said how to continue
+    if not processes.main():
+        return 0
     print(f"next: poiesis sample {where} -n 64 -o samples", file=sys.stderr)
     print(f"      poiesis evaluate {where}", file=sys.stderr)
     print(f"      poiesis report {where}", file=sys.stderr)

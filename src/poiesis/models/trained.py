@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from poiesis import config as configs
-from poiesis import registry
+from poiesis import processes, registry
 from poiesis.data import open_data
 from poiesis.data.codecs import codec_from_json
 from poiesis.data.config import DataConfig
@@ -41,6 +41,8 @@ def pick_device(name: str = "auto") -> torch.device:
         raise ConfigError("device = cuda, but no CUDA GPU is available here; use cpu or auto")
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device = mps, but no Apple GPU is available here; use cpu or auto")
+    if name == "cuda" and processes.size() > 1:
+        return torch.device("cuda", processes.local_rank())
     return torch.device(name)
 
 

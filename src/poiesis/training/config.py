@@ -33,6 +33,8 @@ class TrainConfig:
     """Where to train."""
     threads: int | None = None
     """Processor threads (default: torch's own choice)."""
+    shard: tuple[str, ...] = ()
+    """Networks to split over the processes of torchrun (FSDP2); the others are replicated."""
     clip: float | None = None
     """Largest gradient norm, on top of the model's recipe."""
     grids: int = 8

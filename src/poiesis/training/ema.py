@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from poiesis.models.base import GenerativeModel
+from poiesis.training.distribution import is_sharded, place
 
 __all__ = ["Average"]
 
@@ -24,7 +25,7 @@ class Average:
         self.model = model
         self.decays = dict(model.ema())
         self.shadow: dict[str, Tensor] = {}
-        self._pairs: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+        self._pairs: dict[tuple[str, bool], tuple[list[Tensor], list[Tensor]]] = {}
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._build()
 
@@ -39,42 +40,50 @@ class Average:
 
     @torch.no_grad()
     def _build(self) -> None:
-        self._pairs = {network: ([], []) for network in self.decays}
+        self._pairs = {}
         self._copies = []
         for network, name, tensor in self._live():
             if name not in self.shadow or self.shadow[name].shape != tensor.shape:
                 self.shadow[name] = tensor.detach().clone()
             if tensor.is_floating_point():
-                self._pairs[network][0].append(self.shadow[name])
-                self._pairs[network][1].append(tensor.detach())
+                # Whole and sharded tensors apart: torch does not mix them.
+                pair = self._pairs.setdefault((network, is_sharded(tensor)), ([], []))
+                pair[0].append(self.shadow[name])
+                pair[1].append(tensor.detach())
             else:
                 self._copies.append((self.shadow[name], tensor))
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the averages towards the weights after 0-based `step`."""
-        for network, decay in self.decays.items():
-            averages, weights = self._pairs[network]
-            if averages:
-                now = min(decay, (1 + step) / (10 + step))
-                torch._foreach_lerp_(averages, weights, 1 - now)  # pyright: ignore
+        for (network, _), (averages, weights) in self._pairs.items():
+            now = min(self.decays[network], (1 + step) / (10 + step))
+            torch._foreach_lerp_(averages, weights, 1 - now)  # pyright: ignore
         for average, value in self._copies:
             average.copy_(value)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take back saved averages."""
         for name, average in self.shadow.items():
-            average.copy_(tensors[name])
+            average.copy_(place(tensors[name], average))
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Put the averages into the model for the time of a ``with`` block."""
         live = {name: tensor for _, name, tensor in self._live()}
-        kept = {name: tensor.data for name, tensor in live.items()}
+        sharded = {name: tensor for name, tensor in live.items() if is_sharded(tensor)}
+        whole = {name: tensor for name, tensor in live.items() if name not in sharded}
+        kept = {name: tensor.data for name, tensor in whole.items()}
+        # FSDP2 holds on to the memory of what it sharded: there values move, not tensors.
+        copies = {name: tensor.detach().clone() for name, tensor in sharded.items()}
         try:
-            for name, tensor in live.items():
+            for name, tensor in whole.items():
                 tensor.data = self.shadow[name]
+            for name, tensor in sharded.items():
+                tensor.detach().copy_(self.shadow[name])
             yield
         finally:
-            for name, tensor in live.items():
+            for name, tensor in whole.items():
                 tensor.data = kept[name]
+            for name, tensor in sharded.items():
+                tensor.detach().copy_(copies[name])

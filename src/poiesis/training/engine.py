@@ -4,6 +4,11 @@ One training step, from top to bottom: `fit` → `run_step` → `_run_phase`. Ev
 step is a pure function of (seed, stage, step, phase, repeat): data order, noise (`Batch.draws`) and
 the global generator that dropout uses. A checkpoint therefore needs no generator state, and a
 resumed run repeats the uninterrupted one bit for bit on the same machine and thread count.
+
+Several processes (`torchrun`, see `poiesis.processes`) train the same model: each takes its slice
+of every batch, a phase's gradients are added up before its optimizers step, and what is decided by
+a clock or a signal is agreed on. Networks named in `train.shard` are split over the processes with
+FSDP2; the others are replicated.
 """
 
 from __future__ import annotations
@@ -11,13 +16,14 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from poiesis import processes
 from poiesis.data.dataset import DataSet
 from poiesis.data.loader import Loader
 from poiesis.data.views import View
@@ -26,10 +32,11 @@ from poiesis.models.base import Batch, GenerativeModel, Phase, Stage, autocast, 
 from poiesis.rng import Draws, mix
 from poiesis.runs import Checkpoint, Run
 from poiesis.spec import Tokens
+from poiesis.training import distribution
 from poiesis.training import optimizers as optim
 from poiesis.training.config import TrainConfig
 from poiesis.training.ema import Average
-from poiesis.training.health import BadSteps, gradient_norm
+from poiesis.training.health import BadSteps, clip_gradients, gradient_norm
 from poiesis.training.schedule import Schedule, correct, resolve
 from poiesis.training.trackers import Bar, Tracker
 from poiesis.training.validation import held_out_means
@@ -64,9 +71,10 @@ class Engine:
         self.config = config
         self.run = run
         self.seed = seed
+        self.main = processes.main()
         self.augment = augment
-        self.trackers = list(trackers)
-        self.quiet = quiet
+        self.trackers = list(trackers) if self.main else []
+        self.quiet = quiet or not self.main
         self.title = title or type(model).__name__.lower()
         self.device = model.device
         if hardware_bf16(self.device) or self.device.type == "cuda":
@@ -74,6 +82,7 @@ class Engine:
         if config.compile:
             for network in model.networks().values():
                 network.compile()
+        self.sharded = distribution.prepare(model, config.shard)
         self.stages = list(model.stages())
         self.average = Average(model)
         self.bad_steps = BadSteps(config.max_bad_steps)
@@ -117,7 +126,8 @@ class Engine:
                 stage = self.stages[self._stage_index]
                 items += self.batch_size(stage) * (self.model.spec.dims if tokens else 1)
                 now = time.monotonic()
-                self.seconds = now - started
+                self.seconds, stop = processes.largest(now - started, self.stop)
+                self.stop = bool(stop)
                 last = self.step == schedule.total
                 due = now - last_log >= self.config.log_every or last
                 if due:
@@ -169,11 +179,13 @@ class Engine:
         self._only_gradients_of(phase)
         total = self.batch_size(stage)
         keys = ("noise", self.seed, self._stage_index, self.step, index, repeat)
-        torch.manual_seed(mix(*keys))
-        parts = min(self.config.accumulate, total)
-        cuts = [total * k // parts for k in range(parts + 1)]
+        torch.manual_seed(mix(*keys, *distribution.own_key()))
+        first, beyond = processes.share(total)
+        parts = min(self.config.accumulate, total // processes.size())
+        cuts = [first + (beyond - first) * k // parts for k in range(parts + 1)]
         logs: dict[str, Tensor] = {}
         for start, end in itertools.pairwise(cuts):
+            distribution.sync_after(self.sharded, end == beyond)
             draws = Draws(keys, total=total, start=start, size=end - start, device=self.device)
             batch = self._batch(stage, phase, repeat, draws)
             with autocast(self.device, self.config.precision):
@@ -189,18 +201,19 @@ class Engine:
                 mean = torch.as_tensor(value, dtype=torch.float32).detach().mean().cpu()
                 logs[name] = logs.get(name, torch.zeros(())) + share * mean
         trained = self._trained[phase.step]
+        distribution.sum_gradients(trained, logs)
         norm = gradient_norm(trained)
         logs[f"{phase.name}_gradient"] = norm.cpu()
         if torch.isfinite(norm):
             self.bad_steps.good()
             if self.config.clip is not None:
-                torch.nn.utils.clip_grads_with_norm_(trained, self.config.clip, norm)
+                clip_gradients(trained, self.config.clip, norm)
             for name in phase.step:
                 clip = self._declared[name].clip
                 if clip is not None:
                     own = self._trained[(name,)]
                     own_norm = norm if len(phase.step) == 1 else gradient_norm(own)
-                    torch.nn.utils.clip_grads_with_norm_(own, clip, own_norm)
+                    clip_gradients(own, clip, own_norm)
                 self.optimizers[name].step()
         else:
             self.say(self.bad_steps.bad(self.model, phase.name, self.step))
@@ -248,6 +261,7 @@ class Engine:
         for phase in stage.phases:
             joined = {id(p): p for name in phase.step for p in self._own[name]}
             self._trained[tuple(phase.step)] = list(joined.values())
+        distribution.check_batch(self.batch_size(stage))
         self._loaders: dict[tuple[str, str], Loader] = {}
         self._gradients_of: tuple[str, ...] | None = None
 
@@ -357,9 +371,11 @@ class Engine:
             if self.run is not None:
                 files = self.state_files()
                 weights = {k: files[k] for k in ("model.safetensors", "ema.safetensors")}
-                note = {"step": self.step, self.watch: value}
-                weights["state.json"] = note
-                self.run.save_checkpoint(self.step, weights, kind="best", pointer="best", keep=1)
+                weights["state.json"] = {"step": self.step, self.watch: value}
+                weights, shards = distribution.part(weights)
+                self.run.save_checkpoint(
+                    self.step, weights, kind="best", pointer="best", keep=1, shards=shards
+                )
 
     def validate(self) -> dict[str, float]:
         """Return means over held-out rows of what the model watches, with averaged weights."""
@@ -372,7 +388,11 @@ class Engine:
             batch_size=self.batch_size(stage),
             device=self.device,
         )
-        with self.average.applied(), autocast(self.device, self.config.precision):
+        with (
+            self.average.applied(),
+            distribution.whole_networks(self.sharded),
+            autocast(self.device, self.config.precision),
+        ):
             return held_out_means(self.model, loader, stage.transform)
 
     def grid_samples(self) -> list[Any]:
@@ -380,7 +400,7 @@ class Engine:
         codec = self.data.codec
         view = View(self.data.spec, self.model.spec)
         count = GRID_SAMPLES if codec.suffix == ".png" else 4
-        with self.average.applied():
+        with self.average.applied(), distribution.whole_networks(self.sharded):
             drawn = self.model.sample(count, seed=self.seed, precision=self.config.precision)
         self.model.train()
         return [codec.decode(row) for row in view.invert(drawn)]
@@ -391,6 +411,8 @@ class Engine:
         path = self.run.path / "samples" / f"step-{self.step:08d}.png"
         try:
             raws = self.grid_samples()
+            if not self.main:
+                return None
             self.data.codec.preview(raws).save(path)
             if raws and isinstance(raws[0], str):
                 path.with_suffix(".txt").write_text("\n\n---\n\n".join(raws), encoding="utf-8")
@@ -410,7 +432,7 @@ class Engine:
 
     def say(self, line: str) -> None:
         """Tell the user one line."""
-        if self._bar is not None:
+        if self._bar is not None and self.main:
             self._bar.say(line)
 
     # -- state ---------------------------------------------------------------------------------
@@ -423,7 +445,8 @@ class Engine:
             tensors.update({f"{name}/{k}": v for k, v in own_tensors.items()})
             values.update({f"{name}/{k}": v for k, v in own_values.items()})
         extra_tensors, extra_values = {}, {}
-        for key, value in self.model.extra_state().items():
+        extra = distribution.gather_extra(self.model.extra_state(), self.model.per_process)
+        for key, value in extra.items():
             (extra_tensors if torch.is_tensor(value) else extra_values)[key] = value
         return {
             "model.safetensors": dict(self.model.state_dict()),
@@ -446,20 +469,25 @@ class Engine:
     def save(self) -> Path:
         """Write a checkpoint; raises RunError, leaving the one before whole."""
         assert self.run is not None
-        return self.run.save_checkpoint(self.step, self.state_files(), keep=self.config.keep)
+        files, shards = distribution.part(self.state_files())
+        return self.run.save_checkpoint(self.step, files, keep=self.config.keep, shards=shards)
 
     def load_state_files(self, files: dict[str, Any]) -> None:
         """Take back what `state_files` returned."""
         state = files["state.json"]
         self.enter(state["stage"])
-        self.model.load_state_dict(files["model.safetensors"])
+        own = self.model.state_dict()
+        tensors = files["model.safetensors"]
+        self.model.load_state_dict({k: distribution.place(v, own[k]) for k, v in tensors.items()})
         if self.average.shadow:
             self.average.load(files["ema.safetensors"])
         for name, optimizer in self.optimizers.items():
             prefix = f"{name}/"
             tensors = _with_prefix(files["optimizer.safetensors"], prefix)
             optim.load_state(optimizer, tensors, _with_prefix(state["optimizers"], prefix))
-        self.model.load_extra_state({**files["extra.safetensors"], **state["extra"]})
+        extra = {**files["extra.safetensors"], **state["extra"]}
+        extra = distribution.own_extra(extra, self.model.per_process)
+        self.model.load_extra_state(extra)
         self.step = state["step"]
         self.seconds = state["seconds"]
         self.best = math.inf if state["best"] is None else state["best"]
@@ -470,10 +498,25 @@ class Engine:
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
         files: dict[str, Any] = {"state.json": checkpoint.json("state.json")}
-        for name in ("model", "ema", "optimizer", "extra"):
-            tensors = checkpoint.tensors(f"{name}.safetensors")
+        self.enter(files["state.json"]["stage"])
+        for name, own in self._owners().items():
+            tensors = checkpoint.tensors(f"{name}.safetensors", own)
             files[f"{name}.safetensors"] = {k: v.to(self.device) for k, v in tensors.items()}
         self.load_state_files(files)
+
+    def _owners(self) -> dict[str, Callable[[str], Tensor | None]]:
+        """Return, by file of a checkpoint, what finds the tensor that a saved one is split like."""
+        slots = {
+            f"{name}/{slot}": parameter
+            for name, optimizer in self.optimizers.items()
+            for slot, parameter in optim.slots(optimizer)
+        }
+        return {
+            "model": self.model.state_dict().get,
+            "ema": self.average.shadow.get,
+            "optimizer": lambda key: slots.get(key.rpartition("/")[0]),
+            "extra": lambda key: None,
+        }
 
 
 def _with_prefix(values: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -7,16 +7,35 @@ from torch import Tensor, nn
 
 from poiesis.errors import RunError
 from poiesis.models.base import GenerativeModel
+from poiesis.training.distribution import whole
 
-__all__ = ["BadSteps", "first_bad_module", "gradient_norm"]
+__all__ = ["BadSteps", "clip_gradients", "first_bad_module", "gradient_norm"]
+
+
+def _kinds(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Part those with a gradient into whole and sharded ones, which torch does not mix."""
+    kinds: dict[type, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            kinds.setdefault(type(parameter.grad), []).append(parameter)
+    return list(kinds.values())
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
     """Return the 2-norm over all gradients, a scalar; 0 if there are none."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    if not grads:
-        return torch.zeros(())
-    return torch.nn.utils.get_total_norm(grads)
+    norms = [
+        whole(torch.nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]))
+        for kind in _kinds(parameters)
+    ]
+    if len(norms) < 2:
+        return norms[0] if norms else torch.zeros(())
+    return torch.stack(norms).norm()
+
+
+def clip_gradients(parameters: list[nn.Parameter], limit: float, norm: Tensor) -> None:
+    """Scale gradients of this norm down to at most `limit`."""
+    for kind in _kinds(parameters):
+        torch.nn.utils.clip_grads_with_norm_(kind, limit, norm)
 
 
 def first_bad_module(model: GenerativeModel) -> str:

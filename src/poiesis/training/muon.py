@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from poiesis.training.distribution import place, whole
+
 __all__ = ["Muon", "orthogonalize"]
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -81,8 +83,8 @@ class Muon(Optimizer):
                 by_shape.setdefault(parameter.shape, []).append((parameter, update))
             for shape, pairs in by_shape.items():
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
-                updates = orthogonalize(torch.stack([u.float() for _, u in pairs]))
+                updates = orthogonalize(torch.stack([whole(u).float() for _, u in pairs]))
                 for (parameter, _), update in zip(pairs, updates, strict=True):
                     if group["weight_decay"]:
                         parameter.mul_(1 - lr * group["weight_decay"])
-                    parameter.add_(update, alpha=-lr * scale)
+                    parameter.add_(place(update, parameter), alpha=-lr * scale)

@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 
 from poiesis.errors import ConfigError
 from poiesis.models.base import GenerativeModel, Optim, Schedule
+from poiesis.training.distribution import place
 from poiesis.training.muon import Muon
 
-__all__ = ["build", "factor", "load_state", "parameters", "state"]
+__all__ = ["build", "factor", "load_state", "parameters", "slots", "state"]
 
 
 def parameters(model: GenerativeModel, optim: Optim) -> list[tuple[str, nn.Parameter]]:
@@ -70,7 +71,8 @@ def factor(schedule: Schedule, step: int, total: int) -> float:
     return schedule.final + (1 - schedule.final) * shape
 
 
-def _slots(optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
+def slots(optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield (slot, parameter): the number of each parameter over all groups, as text."""
     index = 0
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -81,7 +83,7 @@ def _slots(optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
 def state(optimizer: Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return (tensors by "slot/key", plain values by "slot/key") of an optimizer's state."""
     tensors, values = {}, {}
-    for slot, parameter in _slots(optimizer):
+    for slot, parameter in slots(optimizer):
         for key, value in optimizer.state.get(parameter, {}).items():
             (tensors if torch.is_tensor(value) else values)[f"{slot}/{key}"] = value
     return tensors, values
@@ -94,13 +96,14 @@ def load_state(
 
     The layout matters: fused kernels walk parameter and state side by side in memory.
     """
-    slots = dict(_slots(optimizer))
+    owners = dict(slots(optimizer))
     optimizer.state.clear()
     for key, value in {**values, **tensors}.items():
         slot, name = key.split("/", 1)
-        parameter = slots[slot]
+        parameter = owners[slot]
         if torch.is_tensor(value):
             if value.shape == parameter.shape:
+                value = place(value, parameter)
                 value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
             else:
                 value = value.clone()

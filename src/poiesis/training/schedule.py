@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from poiesis import processes
 from poiesis.config import parse_duration
 from poiesis.training.health import BadSteps
 
@@ -73,7 +74,8 @@ def resolve(engine: Engine) -> Schedule:
     budget = parse_duration(config.budget or "10m")
     began = time.monotonic()
     schedule.probe = probe(engine)
-    left = schedule.seconds = max(0.5 * budget, budget - (time.monotonic() - began))
+    (spent,) = processes.largest(time.monotonic() - began)
+    left = schedule.seconds = max(0.5 * budget, budget - spent)
     each = OVERHEAD * left / 2
     # At least the last one, however dear.
     grids = max(1, int(each / max(schedule.probe["grid"], 1e-9)))
@@ -113,7 +115,7 @@ def probe(engine: Engine) -> dict[str, float]:
             engine.step += 1
             began = time.monotonic()
             engine.run_step()
-            times.append(time.monotonic() - began)
+            times += processes.largest(time.monotonic() - began)
         engine.step = 0
         # Without the slowest tenth: a lazy phase counts its share, a hiccup does not.
         quiet = sorted(times)[: max(1, math.ceil(len(times) * 0.9))]
@@ -121,11 +123,11 @@ def probe(engine: Engine) -> dict[str, float]:
     began = time.monotonic()
     if engine.config.grids and engine.run is not None:
         engine.grid_samples()
-    seconds["grid"] = time.monotonic() - began
+    (seconds["grid"],) = processes.largest(time.monotonic() - began)
     began = time.monotonic()
     if engine.config.validations:
         engine.validate()
-    seconds["validation"] = time.monotonic() - began
+    (seconds["validation"],) = processes.largest(time.monotonic() - began)
     engine.bad_steps = BadSteps(engine.config.max_bad_steps)
     engine.restart()
     engine.load_state_files(kept)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from poiesis import processes
 from poiesis.data.loader import Loader
 from poiesis.models.base import Batch, GenerativeModel
 from poiesis.rng import Draws
@@ -29,19 +30,32 @@ def held_out_means(
     training = model.training
     model.eval()
     for x, y, where in loader.in_order(min(len(loader), ROWS)):
+        # Each process takes its part of a batch; of a last one too small for that, all of it.
+        start, end = processes.share(len(where)) if len(where) >= processes.size() else (0, None)
+        own = where[start:end]
         batch = Batch(
-            x=x,
-            condition=y if model.condition is not None else None,
-            index=where,
-            draws=Draws(("validate", done), total=len(where), device=model.device),
-            size=len(where),
+            x=x[start:end],
+            condition=y[start:end] if y is not None and model.condition is not None else None,
+            index=own,
+            draws=Draws(
+                ("validate", done),
+                total=len(where),
+                start=start,
+                size=len(own),
+                device=model.device,
+            ),
+            size=len(own),
             training=False,
         )
         values = model.validate(batch if transform is None else transform(batch))
         if not values:
             break
         for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + float(value.double().sum())
+            times = 1 if end is not None else processes.size()
+            sums[name] = sums.get(name, 0.0) + float(value.double().sum()) / times
         done += len(where)
     model.train(training)
+    totals = torch.tensor(list(sums.values()), dtype=torch.float64)
+    processes.sum_([totals])
+    sums = dict(zip(sums, totals.tolist(), strict=True))
     return {name: total / done for name, total in sums.items()}

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from poiesis import __version__, registry
+from poiesis import __version__, processes, registry
 from poiesis import config as configs
 from poiesis.data import open_data
 from poiesis.data.config import DataConfig
@@ -99,6 +99,7 @@ def train(
     resume: a run folder to continue instead; train_options may then change its length. opened: the
     data set, if the caller has opened it already.
     """
+    processes.join()
     if resume is not None:
         return _resume(resume, train_options, resume_anyway, quiet)
     if isinstance(config, RunConfig):
@@ -133,9 +134,10 @@ def train(
     cls = registry.model_class(resolved.name)
     cls.view(resolved.model, opened.spec)  # refuse unsuitable data before a folder is made
     device = pick_device(resolved.train.device)
-    run = Run.create(out, opened.name, resolved.name)
+    name = opened.name
+    run = processes.by_main(lambda: Run.create(out, name, resolved.name))
     try:
-        _copy_parts(cls, resolved, run)
+        processes.by_main(lambda: _copy_parts(cls, resolved, run))
         network = _build(resolved, opened, device, run)
         if start is not None:
             _start_from(network, start.model, start.run.path)
@@ -145,6 +147,8 @@ def train(
         engine = _engine(network, opened, resolved, run, quiet)
     except BaseException:
         # Nothing was trained yet: leave nothing half-written.
+        if not processes.main():
+            raise
         if not (run.path / "metrics.jsonl").exists() and out is None:
             shutil.rmtree(run.path, ignore_errors=True)
         elif not (run.path / "metrics.jsonl").exists():
