@@ -278,6 +278,15 @@ class Run:
             if digits.isdecimal() and int(digits) > step:
                 path.unlink(missing_ok=True)
 
+    def drop_best_after(self, step: int) -> bool:
+        """Drop the best checkpoint if it is later than `step`; return whether it was."""
+        later = [path for path in self._checkpoints("best") if _step(path) > step]
+        if later:
+            (self.path / "checkpoints" / "best").unlink(missing_ok=True)
+        for path in later:
+            shutil.rmtree(path, ignore_errors=True)
+        return bool(later)
+
     # -- checkpoints ---------------------------------------------------------------------------
 
     def save_checkpoint(

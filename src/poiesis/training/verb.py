@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import shutil
 import sys
 import warnings
@@ -141,9 +142,9 @@ def train(
         network = _build(resolved, opened, device, run)
         if start is not None:
             _start_from(network, start.model, start.run.path)
-        run.write_config(resolved.to_dict())
         run.write_json("data.json", _describe_data(opened, network))
         run.write_json("env.json", environment())
+        run.write_config(resolved.to_dict())  # last: from here on the folder is a run
         engine = _engine(network, opened, resolved, run, quiet)
     except BaseException:
         # Nothing was trained yet: leave nothing half-written.
@@ -178,33 +179,39 @@ def _resume(path: str | Path, options: Mapping[str, Any], anyway: bool, quiet: b
         model=configs.from_dict(cls.Config, stored["model"], path="model."),
         train=new_train,
     )
-    for key, value in configs.flatten(configs.to_dict(new_train)):
-        before = dict(configs.flatten(stored["train"])).get(key)
-        if before != value:
-            print(f"resume: train.{key} changes from {before} to {value}", file=sys.stderr)
+    changed = _say_changes("train.", stored["train"], configs.to_dict(new_train))
     _set_threads(new_train)
-    _check_environment(run, anyway)
+    history = _check_environment(run, anyway)
     data = open_data(resolved.data.source, resolved.data)
-    recorded = run.read_json("data.json")
-    if recorded["notes"] != _plain(data.notes) and not anyway:
+    recorded, notes = run.read_json("data.json", {}).get("notes"), _plain(data.notes)
+    if recorded != notes and not anyway:
         raise RunError(
             f"the data {resolved.data.source!r} differ from those this run was trained on; "
             "use --resume-anyway to go on with them"
         )
+    _say_changes("data: ", recorded or {}, notes)
     network = _build(resolved, data, pick_device(new_train.device), run)
     engine = _engine(network, data, resolved, run, quiet)
     if run.has_checkpoint():
         engine.schedule = _schedule(run)
         checkpoint = run.checkpoint()
         engine.load_checkpoint(checkpoint)
-        run.rewind(engine.step)
     if engine.schedule is not None:
-        for key in {"grids", "validations", "checkpoints"} & options.keys():
-            setattr(engine.schedule, key, getattr(new_train, key))
-        if {"steps", "epochs", "budget"} & options.keys():
+        # Steps that config.yaml names count too: it is written before schedule.json.
+        fixed = new_train.steps is not None or new_train.epochs is not None
+        for key in ("grids", "validations", "checkpoints"):
+            if fixed or key in options:
+                setattr(engine.schedule, key, getattr(new_train, key))
+        if {"steps", "epochs", "budget"} & options.keys() or new_train.steps is not None:
             _extend(engine, new_train)
-        run.write_json("schedule.json", dataclasses.asdict(engine.schedule))
+    run.rewind(engine.step)
+    if changed and run.drop_best_after(engine.step):
+        engine.best = math.inf  # that one lies on a way which the run no longer takes
+    history[-1]["step"] = engine.step
+    run.write_json("env.json", {**run.read_json("env.json", {}), "resumed": history})
     run.write_config(resolved.to_dict())
+    if engine.schedule is not None:
+        run.write_json("schedule.json", dataclasses.asdict(engine.schedule))
     _fit(engine, run)
     return run
 
@@ -238,21 +245,42 @@ def _extend(engine: Engine, config: TrainConfig) -> None:
     schedule.stage_steps[-1] = wanted - before
 
 
-def _check_environment(run: Run, anyway: bool) -> None:
-    before, now = run.read_json("env.json", {}), environment()
-    changed = []
-    for key in ("threads", "processor", "gpu", "versions"):
-        if before.get(key) != now[key]:
-            changed.append(f"{key}: {before.get(key)} → {now[key]}")
-    if not changed:
-        return
-    line = f"the machine differs from the one before ({'; '.join(changed)})"
+def _check_environment(run: Run, anyway: bool) -> list[dict[str, Any]]:
+    """Compare this machine with the one before; return all that resumed this run, it the last.
+
+    Raises RunError if the number of threads differs, unless the caller wants to go on anyway.
+    """
+    first, now = run.read_json("env.json", {}), environment()
+    history = first.get("resumed", [])
+    before = (history or [first])[-1]
     if before.get("threads") != now["threads"] and not anyway:
         raise RunError(
-            f"{line}: the run would not continue bit for bit; set --train.threads "
+            f"{str(run.path)!r} was trained with {before.get('threads')} threads, not "
+            f"{now['threads']}: it would not continue bit for bit; set --train.threads "
             f"{before.get('threads')} or allow it with --resume-anyway"
         )
-    warnings.warn(f"{line}: not bit for bit the same", PoiesisWarning, stacklevel=2)
+    aside = {"date", "step", "resumed"}
+    old, new = ({k: v for k, v in e.items() if k not in aside} for e in (before, now))
+    changed = _say_changes("", old, new)
+    if any(key.partition(".")[0] in ("threads", "processor", "gpu", "versions") for key in changed):
+        warnings.warn(
+            f"the machine differs from the one before ({', '.join(changed)}): not bit for bit "
+            "the same",
+            PoiesisWarning,
+            stacklevel=2,
+        )
+    return [*history, now]
+
+
+def _say_changes(label: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Print a line for each value that differs, by dotted key; return the keys."""
+    old, new = dict(configs.flatten(before)), dict(configs.flatten(now))
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    for key in changed:
+        print(
+            f"resume: {label}{key} changes from {old.get(key)} to {new.get(key)}", file=sys.stderr
+        )
+    return changed
 
 
 def _set_threads(config: TrainConfig) -> None:
@@ -297,13 +325,13 @@ def _copy_parts(cls: type[GenerativeModel], config: RunConfig, run: Run) -> None
         part = Run.open(source)
         target = run.path / "parts" / name
         checkpoint = part.checkpoint("best" if part.has_checkpoint("best") else "latest")
-        target.mkdir(parents=True)
+        target.mkdir(parents=True, exist_ok=True)
         for file in ("config.yaml", "data.json"):
             shutil.copy2(part.path / file, target / file)
         if (part.path / "parts").exists():
-            shutil.copytree(part.path / "parts", target / "parts")
+            shutil.copytree(part.path / "parts", target / "parts", dirs_exist_ok=True)
         folder = target / "checkpoints" / f"step-{checkpoint.step:08d}"
-        shutil.copytree(checkpoint.path, folder)
+        shutil.copytree(checkpoint.path, folder, dirs_exist_ok=True)
         (target / "checkpoints" / "latest").write_text(folder.name)
         hashes[name] = {
             "source": str(source),
