@@ -116,6 +116,7 @@ ROWS = [
         name="text-25min",
         what="transformer, 25 minutes",
         model="transformer",
+        preset="long",
         data="tinyshakespeare",
         minutes=25,
         score="text",
