@@ -1,0 +1,1 @@
+"""What `speed.py` times: one module per kind of work, each with a list WORKLOADS."""
