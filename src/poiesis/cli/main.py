@@ -7,6 +7,7 @@ can mend, 70 a bug of ours, 130 stopped by Ctrl-C, 141 the reader of a pipe went
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -99,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return _fail(f"{error.filename or 'disk'}: {error.strerror}; free some space")
             if error.filename is None:
                 return _bug(args)
             return _fail(f"{error.filename}: {error.strerror or error}; check the path")

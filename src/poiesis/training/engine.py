@@ -13,6 +13,7 @@ FSDP2; the others are replicated.
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import time
@@ -30,7 +31,7 @@ from poiesis.data.views import View
 from poiesis.errors import ConfigError, PoiesisError, RunError
 from poiesis.models.base import Batch, GenerativeModel, Phase, Stage, autocast, hardware_bf16
 from poiesis.rng import Draws, mix
-from poiesis.runs import Checkpoint, Run
+from poiesis.runs import Checkpoint, Run, write_atomic
 from poiesis.spec import Tokens
 from poiesis.training import distribution
 from poiesis.training import optimizers as optim
@@ -142,6 +143,8 @@ class Engine:
                 if correct(schedule, self.step, self.seconds):
                     bar.total(schedule.total)
                     if self.run is not None:
+                        # First a checkpoint: no resume repeats earlier steps with this length.
+                        self.save()
                         self.run.write_json("schedule.json", vars(schedule))
                 pause = time.monotonic()
                 self._milestones(schedule)
@@ -413,12 +416,14 @@ class Engine:
             raws = self.grid_samples()
             if not self.main:
                 return None
-            self.data.codec.preview(raws).save(path)
-            if raws and isinstance(raws[0], str):
-                path.with_suffix(".txt").write_text("\n\n---\n\n".join(raws), encoding="utf-8")
+            picture = io.BytesIO()
+            self.data.codec.preview(raws).save(picture, format="PNG")
         except PoiesisError as error:
             self.say(f"no sample grid at step {self.step}: {error}")
             return None
+        write_atomic(path, picture.getvalue())
+        if raws and isinstance(raws[0], str):
+            write_atomic(path.with_suffix(".txt"), "\n\n---\n\n".join(raws))
         return path
 
     def _log(self, values: dict[str, float], kind: str) -> None:
@@ -461,6 +466,7 @@ class Engine:
                 "watch": self.watch,
                 "prepared": self.prepared,
                 "bad_steps": self.bad_steps.total,
+                "bad_in_a_row": self.bad_steps.in_a_row,
                 "optimizers": values,
                 "extra": extra_values,
             },
@@ -494,6 +500,7 @@ class Engine:
         self.watch = state["watch"]
         self.prepared = state["prepared"]
         self.bad_steps.total = state["bad_steps"]
+        self.bad_steps.in_a_row = state.get("bad_in_a_row", 0)
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""

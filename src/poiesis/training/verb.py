@@ -205,7 +205,7 @@ def _resume(path: str | Path, options: Mapping[str, Any], anyway: bool, quiet: b
         if {"steps", "epochs", "budget"} & options.keys() or new_train.steps is not None:
             _extend(engine, new_train)
     run.rewind(engine.step)
-    if changed and run.drop_best_after(engine.step):
+    if changed and processes.by_main(lambda: run.drop_best_after(engine.step)):
         engine.best = math.inf  # that one lies on a way which the run no longer takes
     history[-1]["step"] = engine.step
     run.write_json("env.json", {**run.read_json("env.json", {}), "resumed": history})
@@ -259,10 +259,11 @@ def _check_environment(run: Run, anyway: bool) -> list[dict[str, Any]]:
             f"{now['threads']}: it would not continue bit for bit; set --train.threads "
             f"{before.get('threads')} or allow it with --resume-anyway"
         )
+    exact = ("threads", "processes", "processor", "gpu", "versions")
     aside = {"date", "step", "resumed"}
     old, new = ({k: v for k, v in e.items() if k not in aside} for e in (before, now))
     changed = _say_changes("", old, new)
-    if any(key.partition(".")[0] in ("threads", "processor", "gpu", "versions") for key in changed):
+    if any(key.partition(".")[0] in exact for key in changed):
         warnings.warn(
             f"the machine differs from the one before ({', '.join(changed)}): not bit for bit "
             "the same",
@@ -276,7 +277,7 @@ def _say_changes(label: str, before: Mapping[str, Any], now: Mapping[str, Any]) 
     """Print a line for each value that differs, by dotted key; return the keys."""
     old, new = dict(configs.flatten(before)), dict(configs.flatten(now))
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    for key in changed:
+    for key in changed if processes.main() else ():
         print(
             f"resume: {label}{key} changes from {old.get(key)} to {new.get(key)}", file=sys.stderr
         )
