@@ -285,8 +285,9 @@ def table(records: dict[str, dict[str, Any]]) -> str:
         "# Quality on real data",
         "",
         "Made by `python benchmarks/quality.py`; every line's full record is in `quality.jsonl`.",
-        "Minutes are training time on two quiet cores; where the steps were given, they are those",
-        "that fit into these minutes by the pace measured beforehand (`quality-pace.json`).",
+        "Minutes are training time on two quiet cores. Lines trained with one thread, on a busy",
+        "machine, did at most the steps that fit into these minutes by the pace of two threads in",
+        "a quiet moment (`quality-pace.json`).",
         "",
         "| what | budget | steps | training | result | gate | reached |",
         "|---|---|---|---|---|---|---|",
@@ -302,7 +303,11 @@ def table(records: dict[str, dict[str, Any]]) -> str:
         spent = f"{record['train_seconds'] / 60:.1f} min, {threads} thread{'s' * (threads > 1)}"
         word = {True: "yes", False: "**no**", None: "–"}[verdict]
         result = describe(row, record["value"])
-        cells = (row.what, budget, f"{record['steps']:,}", spent, result, row.gate or "–", word)
+        steps = f"{record['steps']:,}"
+        fit_in = record.get("pace", {}).get("steps", record["steps"])
+        if fit_in != record["steps"]:
+            steps += f" of {fit_in:,} that fit"
+        cells = (row.what, budget, steps, spent, result, row.gate or "–", word)
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *pictures(records), ""]
     dates = sorted(record["date"][:10] for record in records.values())
@@ -310,7 +315,7 @@ def table(records: dict[str, dict[str, Any]]) -> str:
         last = max(records.values(), key=lambda record: record["date"])
         versions = ", ".join(f"{k} {v}" for k, v in last["versions"].items() if k != "pillow")
         lines += [
-            f"Measured {dates[0]} to {dates[-1]} on {last['cores']} cores of {last['processor']}, "
+            f"Measured {' to '.join(sorted({dates[0], dates[-1]}))} on {last['cores']} cores of {last['processor']}, "
             f"Python {last['python']}, {versions}; seed 0, one run a line.",
             "",
         ]
