@@ -232,3 +232,23 @@ class PerSample(Toy):
         if step in self.bad_steps:
             loss = loss * torch.inf
         return (loss.mean() if self.reduce else loss), {}
+
+
+class Everything(Replay):
+    """All that a resume must bring back: dropout, noise, a buffer, averages, two optimizers."""
+
+    def optimizers(self) -> dict[str, Optim]:
+        curve = Schedule(kind="cosine", warmup=3)
+        return {
+            "critic": Optim(kind="sgd", networks=("critic",), lr=1e-2, momentum=0.9),
+            "generator": Optim(kind="adamw", networks=("generator",), lr=1e-2, schedule=curve),
+        }
+
+    def ema(self) -> dict[str, float]:
+        return {"generator": 0.9}
+
+    def make(self, z: Tensor) -> Tensor:
+        return nn.functional.dropout(self.generator(z), 0.3, self.training).sigmoid()
+
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        return {"error": (self.make(batch.randn(4)) - batch.x.flatten(1)).square().mean(1)}
