@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from poiesis.nn.dropout import add_dropped, causal_attention
+
 __all__ = ["Block", "Cache", "rms_norm", "rotary_table", "rotate"]
 
 
@@ -79,22 +81,23 @@ class Block(nn.Module):
 
         rotary: rows of the table for these t tokens, (t, e/2, 2), for modern.
         """
-        drop = self.dropout if self.training else 0.0
-        x = x + F.dropout(self.attend(self.norm1(x), rotary, cache, filled), drop)
+        branch = self.attend(self.norm1(x), rotary, cache, filled)
+        x = add_dropped(x, branch, self.dropout, self.training)
         hidden = self.up(self.norm2(x))
         hidden = F.relu(hidden).square() if self.modern else F.gelu(hidden)
-        return x + F.dropout(self.down(hidden), drop)
+        return add_dropped(x, self.down(hidden), self.dropout, self.training)
 
     def attend(self, x: Tensor, rotary: Tensor | None, cache: Cache | None, filled: int) -> Tensor:
         """Return causal self-attention of (b, t, d)."""
         b, t, d = x.shape
         qkv = self.qkv(x).view(b, t, 3, self.heads, d // self.heads)
+        if self.training and self.dropout and not self.modern:
+            return self.project(causal_attention(qkv, self.dropout).reshape(b, t, d))
         q, k, v = qkv.unbind(2)
         if rotary is not None:
             q, k = rotate(rms_norm(qkv[:, :, :2]), rotary).to(v.dtype).unbind(2)
         if cache is not None:
             k, v = cache.append(k, v, filled)
-        drop = self.dropout if self.training and not self.modern else 0.0
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # b h t e
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=drop, is_causal=t > 1)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=t > 1)
         return self.project(y.transpose(1, 2).reshape(b, t, d))

@@ -25,6 +25,7 @@ from poiesis.errors import ConfigError, SpecError
 from poiesis.models.base import Batch, GenerativeModel, Loss, Optim, Phase, Schedule, Stage, preset
 from poiesis.models.capabilities import LogProb
 from poiesis.nn.attention import Block, Cache, rms_norm, rotary_table
+from poiesis.nn.dropout import dropout
 from poiesis.rng import Noise
 from poiesis.sampling.decoding import Decoding, autoregress, prompt_lists
 from poiesis.spec import Classes, Grid, Spec, Tokens
@@ -287,7 +288,7 @@ class Transformer(GenerativeModel):
         if self.modern:
             x = rms_norm(x)
             rotary = self.rotary[at : at + x.size(1)]
-        x = F.dropout(x, self.config.dropout, self.training)
+        x = dropout(x, self.config.dropout, self.training)
         for i, block in enumerate(self.blocks):
             x = block(x, rotary, caches[i] if caches else None, at)
         return self.norm(x)
