@@ -72,8 +72,11 @@ def train(row: Row, folder: Path, scale: float, steps: int | None) -> tuple[Path
             quiet=True,
             **how,
         )
+    done, wanted = run.checkpoint().step, sum(run.read_json("schedule.json")["stage_steps"])
+    if done < wanted:
+        raise KeyboardInterrupt(f"{row.name}: stopped after step {done} of {wanted}")
     seconds = [line["train/seconds"] for line in run.metrics() if "train/seconds" in line]
-    return run.path, run.checkpoint().step, seconds[-1]
+    return run.path, done, seconds[-1]
 
 
 def score_likelihood(row: Row, path: Path) -> tuple[Values, list[Any]]:
@@ -313,9 +316,10 @@ def table(records: dict[str, dict[str, Any]]) -> str:
     dates = sorted(record["date"][:10] for record in records.values())
     if records:
         last = max(records.values(), key=lambda record: record["date"])
+        span = " to ".join(sorted({dates[0], dates[-1]}))
         versions = ", ".join(f"{k} {v}" for k, v in last["versions"].items() if k != "pillow")
         lines += [
-            f"Measured {' to '.join(sorted({dates[0], dates[-1]}))} on {last['cores']} cores of {last['processor']}, "
+            f"Measured {span} on {last['cores']} cores of {last['processor']}, "
             f"Python {last['python']}, {versions}; seed 0, one run a line.",
             "",
         ]
@@ -430,6 +434,9 @@ def main() -> int:
     except PoiesisError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as stop:
+        print(f"{stop}; the same command goes on from here".removeprefix("; "), file=sys.stderr)
+        return 130
     return 0
 
 
