@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -304,5 +305,7 @@ def load_shards(
             found[name] = torch.empty(entry.size, dtype=entry.properties.dtype)  # type: ignore[union-attr]
         else:
             found[name] = torch.empty_like(own, dtype=entry.properties.dtype)  # type: ignore[union-attr]
-    load(found, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=_alone())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load(found, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=_alone())
     return {name.removeprefix(prefix): tensor for name, tensor in found.items()}

@@ -28,7 +28,7 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         """Return the normalised rows, shape (b, c, …)."""
         if not self.training or processes.size() == 1:
             return super().forward(input)
-        x = input.float()
+        x = input if input.dtype == torch.float64 else input.float()
         over = [0, *range(2, x.dim())]
         var, mean = torch.var_mean(x, over, correction=0)
         own = torch.full_like(mean[:1], x.numel() / x.size(1))

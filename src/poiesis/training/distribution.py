@@ -9,6 +9,7 @@ averages, and gathers whole layers when they are used.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -84,6 +85,8 @@ def _split(module: nn.Module, mesh: Any, sharded: list[Any]) -> None:
         raise ConfigError(
             f"train.shard can't split a {type(module).__name__}; name networks of layers"
         )
+    # Its warning is about changing a network's output in place, which no model does.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     for part in module.modules():
         if isinstance(part, nn.ModuleList):
             for layer in part:

@@ -84,6 +84,8 @@ class Engine:
             for network in model.networks().values():
                 network.compile()
         self.sharded = distribution.prepare(model, config.shard)
+        # Now: between its uses FSDP2 may leave gathered weights in the place of its own.
+        self._parameters = list(model.parameters())
         self.stages = list(model.stages())
         self.average = Average(model)
         self.bad_steps = BadSteps(config.max_bad_steps)
@@ -220,7 +222,7 @@ class Engine:
                 self.optimizers[name].step()
         else:
             self.say(self.bad_steps.bad(self.model, phase.name, self.step))
-        for parameter in trained:
+        for parameter in self._parameters if self.sharded else trained:
             parameter.grad = None
         self.model.after_step(phase, self.step)
         return logs
@@ -279,8 +281,10 @@ class Engine:
             return
         self._gradients_of = phase.step
         wanted = {id(p) for p in self._trained[phase.step]}
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(id(parameter) in wanted)
+        for parameter in self._parameters:
+            # FSDP2 settles this once: gradients of a sharded network are dropped after the phase.
+            if not distribution.is_sharded(parameter):
+                parameter.requires_grad_(id(parameter) in wanted)
 
     def loader(self, stage: Stage, split: str) -> Loader:
         """Return the loader of a split in a stage's view."""
@@ -513,15 +517,15 @@ class Engine:
 
     def _owners(self) -> dict[str, Callable[[str], Tensor | None]]:
         """Return, by file of a checkpoint, what finds the tensor that a saved one is split like."""
-        slots = {
-            f"{name}/{slot}": parameter
+        stepped = {
+            f"{name}/{parameter_name}": parameter
             for name, optimizer in self.optimizers.items()
-            for slot, parameter in optim.slots(optimizer)
+            for parameter_name, parameter in optim.named(optimizer)
         }
         return {
             "model": self.model.state_dict().get,
             "ema": self.average.shadow.get,
-            "optimizer": lambda key: slots.get(key.rpartition("/")[0]),
+            "optimizer": lambda key: stepped.get(key.rpartition("/")[0]),
             "extra": lambda key: None,
         }
 

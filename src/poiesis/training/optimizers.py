@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 
 from poiesis.errors import ConfigError
 from poiesis.models.base import GenerativeModel, Optim, Schedule
-from poiesis.training.distribution import place
+from poiesis.training.distribution import is_sharded, place
 from poiesis.training.muon import Muon
 
-__all__ = ["build", "factor", "load_state", "parameters", "slots", "state"]
+__all__ = ["build", "factor", "load_state", "named", "parameters", "state"]
 
 
 def parameters(model: GenerativeModel, optim: Optim) -> list[tuple[str, nn.Parameter]]:
@@ -26,17 +26,16 @@ def parameters(model: GenerativeModel, optim: Optim) -> list[tuple[str, nn.Param
 
 def build(model: GenerativeModel, optim: Optim) -> Optimizer:
     """Return the torch optimizer of a declaration, fused where torch has it."""
-    named = parameters(model, optim)
-    if not named:
+    own = parameters(model, optim)
+    if not own:
         raise ConfigError(f"an optimizer over {optim.networks} of {type(model).__name__} is empty")
-    if optim.decay_matrices_only and optim.weight_decay:
-        matrices = [p for _, p in named if p.dim() >= 2]
-        others = [p for _, p in named if p.dim() < 2]
-        groups: list[dict[str, Any]] = [{"params": matrices}]
-        if others:
-            groups.append({"params": others, "weight_decay": 0.0})
-    else:
-        groups = [{"params": [p for _, p in named]}]
+    kinds: dict[tuple[float, bool], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in own:
+        spared = optim.decay_matrices_only and parameter.dim() < 2
+        # Whole and sharded parameters apart: torch does not mix them in one update.
+        kind = (0.0 if spared else optim.weight_decay, is_sharded(parameter))
+        kinds.setdefault(kind, []).append((name, parameter))
+    groups = [{"params": params, "weight_decay": decay} for (decay, _), params in kinds.items()]
     lr, wd = optim.lr, optim.weight_decay
     if optim.kind == "adam":
         return torch.optim.Adam(
@@ -71,21 +70,18 @@ def factor(schedule: Schedule, step: int, total: int) -> float:
     return schedule.final + (1 - schedule.final) * shape
 
 
-def slots(optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield (slot, parameter): the number of each parameter over all groups, as text."""
-    index = 0
+def named(optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield (name within the model, parameter) over all groups."""
     for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            yield str(index), parameter
-            index += 1
+        yield from zip(group["param_names"], group["params"], strict=True)
 
 
 def state(optimizer: Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return (tensors by "slot/key", plain values by "slot/key") of an optimizer's state."""
+    """Return an optimizer's state: tensors and plain values, each by "parameter/key"."""
     tensors, values = {}, {}
-    for slot, parameter in slots(optimizer):
+    for name, parameter in named(optimizer):
         for key, value in optimizer.state.get(parameter, {}).items():
-            (tensors if torch.is_tensor(value) else values)[f"{slot}/{key}"] = value
+            (tensors if torch.is_tensor(value) else values)[f"{name}/{key}"] = value
     return tensors, values
 
 
@@ -96,11 +92,11 @@ def load_state(
 
     The layout matters: fused kernels walk parameter and state side by side in memory.
     """
-    owners = dict(slots(optimizer))
+    owners = dict(named(optimizer))
     optimizer.state.clear()
     for key, value in {**values, **tensors}.items():
-        slot, name = key.split("/", 1)
-        parameter = owners[slot]
+        owner, name = key.split("/", 1)
+        parameter = owners[owner]
         if torch.is_tensor(value):
             if value.shape == parameter.shape:
                 value = place(value, parameter)

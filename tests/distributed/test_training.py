@@ -1,0 +1,106 @@
+"""Two processes (gloo) train the model that one trains, resume it, and read each other's runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed import work
+
+ROOT = Path(__file__).parents[2]
+
+
+def torchrun(*command: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run a command in several processes of one thread each."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*launcher, "--nproc-per-node", str(processes), *command],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=280,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of one process and of two: one-NAME, two-NAME; one-two-NAME began with one."""
+    folder = tmp_path_factory.mktemp("distributed")
+    for name in work.MODELS:
+        work.trained(name, folder / f"one-{name}")
+    done = torchrun(str(ROOT / "tests/distributed/work.py"), str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def seen(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "seen.json").read_text())
+
+
+def same(one: list[dict[str, float]], two: list[dict[str, float]], tolerance: float) -> None:
+    assert len(one) == len(two) == work.STEPS
+    for step, (a, b) in enumerate(zip(one, two, strict=True)):
+        assert a.keys() == b.keys()
+        for key, value in a.items():
+            assert b[key] == pytest.approx(value, rel=tolerance, abs=tolerance), (step, key)
+
+
+@pytest.mark.parametrize("name", work.MODELS)
+def test_losses_agree_with_one_process(seen, name):
+    one = work.losses(name)
+    same(one, seen[name], 1e-4)
+    assert one[0] != one[-1]
+
+
+@pytest.mark.parametrize("name", work.SHARD)
+def test_sharded_networks_learn_the_same(seen, name):
+    same(work.losses(name), seen[f"sharded {name}"], 1e-4)
+
+
+def test_accumulation_changes_nothing(seen):
+    same(work.losses("vae"), seen["accumulated"], 1e-4)
+
+
+@pytest.mark.parametrize("name", work.MODELS)
+def test_two_processes_resume_bit_for_bit(folder, name):
+    straight, resumed = (work.state(folder / f"{way}-{name}") for way in ("two", "two-two"))
+    assert straight.keys() == resumed.keys()
+    for key, tensor in straight.items():
+        assert torch.equal(tensor, resumed[key]), key
+
+
+@pytest.mark.parametrize("name", work.MODELS)
+def test_a_run_goes_on_with_another_number_of_processes(folder, tmp_path, name):
+    """Sums in another order, and 10 steps on top (a GAN, which doubles any difference: one)."""
+    with pytest.warns(UserWarning, match="processes: 2 → 1"):
+        work.resumed(folder / f"two-{name}", tmp_path / "run", name)
+    ends = {way: work.state(folder / f"{way}-{name}") for way in ("one", "two", "one-two")}
+    assert work.distance(work.state(tmp_path / "run"), ends["two"]) < 1e-5
+    assert work.distance(ends["one-two"], ends["one"]) < 1e-5
+
+
+def test_a_sharded_run_resumes_bit_for_bit_and_is_read_by_one_process(folder, tmp_path):
+    straight, resumed = (work.state(folder / f"{way}") for way in ("sharded", "sharded-sharded"))
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(tensor, resumed[key]) for key, tensor in straight.items())
+    assert straight.keys() == work.state(folder / "two-vae").keys()
+    assert work.distance(straight, work.state(folder / "two-vae")) < 1e-4
+    with pytest.warns(UserWarning, match="processes: 2 → 1"):
+        work.resumed(folder / "sharded", tmp_path / "run", "vae")
+    assert work.distance(work.state(tmp_path / "run"), straight) < 1e-5
+
+
+def test_mistakes_are_told_once():
+    arguments = ["-m", "poiesis", "train", "vae", "--data", "digits"]
+    done = torchrun(*arguments, "--train.shard", "encodr", "--train.steps", "1")
+    assert done.stderr.count("poiesis: train.shard names 'encodr'") == 1
+    assert 'Traceback (most recent call last):\n  File "/' not in done.stderr.split("torchrun")[0]
