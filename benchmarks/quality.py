@@ -62,6 +62,7 @@ def train(row: Row, folder: Path, scale: float, steps: int | None) -> tuple[Path
         # The length stands in schedule.json; a finished run ends at once.
         run = poiesis.train(resume=folder, quiet=True)
     else:
+        shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
         run = poiesis.train(
             row.model,
             row.data,
@@ -310,7 +311,8 @@ def table(records: dict[str, dict[str, Any]]) -> str:
         fit_in = record.get("pace", {}).get("steps", record["steps"])
         if fit_in != record["steps"]:
             steps += f" of {fit_in:,} that fit"
-        cells = (row.what, budget, steps, spent, result, row.gate or "–", word)
+        what = row.what + (", by class in turn" if record.get("conditional") else "")
+        cells = (what, budget, steps, spent, result, row.gate or "–", word)
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *pictures(records), ""]
     dates = sorted(record["date"][:10] for record in records.values())
