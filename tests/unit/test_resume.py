@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.faults import killed_at
 
+from poiesis.cli.main import main
 from poiesis.errors import PoiesisWarning, RunError
 from poiesis.models.trained import load
 from poiesis.runs import Run
@@ -32,20 +34,19 @@ OPTIONS = {
 TINY = {
     "vae": {"widths": (32,), "latent_dim": 4, "batch_size": 16},
     "dcgan": {"widths": (8,), "latent_dim": 8, "batch_size": 16},
+    "ddpm": {"channels": 8, "multipliers": (1,), "attention": (8,), "batch_size": 8},
     "transformer": {"layers": 1, "width": 16, "heads": 2, "batch_size": 4},
 }
-PROGRAM = """
-import json, sys
-from poiesis.training.verb import train
-name, config, options, out = sys.argv[1:]
-config, options = json.loads(config), json.loads(options)
-train(name, "digits", config={"model": config}, out=out, quiet=True, **options)
-"""
 
 
-def start(name: str, out: Path) -> subprocess.Popen[bytes]:
-    arguments = [name, json.dumps(TINY[name]), json.dumps(OPTIONS), str(out)]
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], stderr=subprocess.PIPE)
+def command(name: str, out: Path) -> list[str]:
+    """Return the words of the command line that trains like `train` does."""
+    words = ["train", name, "--data", "digits", "--out", str(out), "--quiet"]
+    for room, values in (("model", TINY[name]), ("train", OPTIONS)):
+        for key, value in values.items():
+            text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words += [f"--{room}.{key.replace('_', '-')}", text]
+    return words
 
 
 def train(name: str, out: Path, **changes: Any) -> Run:
@@ -79,27 +80,44 @@ def assert_same_end(one: Run, two: Run) -> None:
             tensors = [file for file in a.hashes if file.endswith(".safetensors")]
             assert len(tensors) == (4 if which == "latest" else 2)
             assert [a.hashes[f] for f in tensors] == [b.hashes[f] for f in tensors]
+            states = [{**c.json("state.json"), "seconds": 0} for c in (a, b)]
+            assert states[0] == states[1]
     assert losses(one) == losses(two)
 
 
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in range(1, 6))]
+)
 @pytest.mark.parametrize("name", list(TINY))
-def test_killed_at_a_random_moment(name, tmp_path):
-    moment = random.SystemRandom()
-    kill_after, delay = moment.randint(1, STEPS // 2), moment.uniform(0, 0.1)
-    process = start(name, tmp_path / "killed")
+def test_killed_at_random_moments(name, seed, tmp_path):
+    """Kill the command at a moment, then its resumes at writes, and compare the ends."""
+    moment = random.Random(f"{name} {seed}")
+    kill_after, delay = moment.randint(0, STEPS // 3), moment.uniform(0, 0.05)
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "poiesis", *command(name, killed)], stderr=subprocess.PIPE
+    )
     whole = train(name, tmp_path / "whole")
-    while last_step(tmp_path / "killed") < kill_after and process.poll() is None:
+    while not (killed / "metrics.jsonl").exists() or last_step(killed) < kill_after:
+        assert process.poll() is None, process.communicate()
         time.sleep(0.001)
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors.decode()
-    assert last_step(tmp_path / "killed") < STEPS
-    resumed = verb.train(resume=tmp_path / "killed", quiet=True)
+    assert last_step(killed) < STEPS
+    resume = ["train", "--resume", str(killed), "--quiet"]
+    for _ in range(2):
+        assert killed_at(moment.randint(10, 120), lambda: main(resume))
+    assert main(resume) == 0
+    resumed = Run.open(killed)
     assert len(losses(resumed)) == STEPS + (0 if name == "dcgan" else 6)
     assert_same_end(resumed, whole)
-    leftovers = [p.name for p in (resumed.path / "checkpoints").glob(".step*")]
-    assert len(leftovers) <= 1  # of the checkpoint that the kill cut off
+    assert not list((resumed.path / "checkpoints").glob(".*"))
+    # Every start is told of, if it came as far as that.
+    env = resumed.read_json("env.json")
+    assert 1 <= len(env["resumed"]) <= 3
+    assert env["resumed"][-1]["threads"] == env["threads"] == 1
 
 
 @pytest.fixture(scope="module")
@@ -216,15 +234,84 @@ def test_resume_keeps_the_resolved_length_unless_told(tmp_path, monkeypatch):
     assert run.checkpoint().step == pytest.approx(2 * total, abs=2)
 
 
-def test_resume_on_another_number_of_threads_is_refused(tmp_path):
+def test_resume_on_another_number_of_threads_is_refused(tmp_path, capsys):
     run = train("vae", tmp_path / "run", steps=2, checkpoints=1)
     env = run.read_json("env.json")
     run.write_json("env.json", {**env, "threads": 7})
     with pytest.raises(RunError, match=r"--train\.threads 7 or allow it with --resume-anyway"):
         verb.train(resume=run.path, quiet=True)
+    assert capsys.readouterr().err == ""
+    assert main(["train", "--resume", str(run.path)]) == 2
+    said = capsys.readouterr().err
+    assert "was trained with 7 threads, not 1" in said and said.count("\n") == 1
     with pytest.warns(PoiesisWarning, match="not bit for bit the same"):
         verb.train(resume=run.path, quiet=True, resume_anyway=True, steps=3)
     assert run.checkpoint().step == 3
+    assert "resume: threads changes from 7 to 1\n" in capsys.readouterr().err
+    # Both are told of, and the last is what the next resume must match.
+    env = run.read_json("env.json")
+    assert env["threads"] == 7
+    assert [(e["step"], e["threads"]) for e in env["resumed"]] == [(2, 1)]
+    verb.train(resume=run.path, quiet=True, steps=4)
+    env = run.read_json("env.json")
+    assert [(e["step"], e["threads"]) for e in env["resumed"]] == [(2, 1), (3, 1)]
+    assert capsys.readouterr().err == "resume: train.steps changes from 3 to 4\n"
+
+
+def test_every_difference_is_a_line(tmp_path, capsys):
+    run = train("vae", tmp_path / "run", steps=2, checkpoints=1)
+    env = run.read_json("env.json")
+    now = dict(env["versions"])
+    before = {"versions": {**now, "torch": "2.0"}, "processor": "Z80", "gpu": "Voodoo"}
+    run.write_json("env.json", {**env, **before, "cores": 9999})
+    with pytest.warns(PoiesisWarning, match=r"differs .*processor.*not bit for bit the same"):
+        verb.train(resume=run.path, quiet=True, steps=3, clip=1.0, accumulate=2, keep=1)
+    said = capsys.readouterr().err.splitlines()
+    assert sorted(said) == sorted(
+        [
+            "resume: train.steps changes from 2 to 3",
+            "resume: train.clip changes from None to 1.0",
+            "resume: train.accumulate changes from 1 to 2",
+            "resume: train.keep changes from 2 to 1",
+            f"resume: versions.torch changes from 2.0 to {now['torch']}",
+            f"resume: processor changes from Z80 to {env['processor']}",
+            f"resume: gpu changes from Voodoo to {env['gpu']}",
+            f"resume: cores changes from 9999 to {env['cores']}",
+        ]
+    )
+
+
+def test_other_data_are_refused_and_named(tmp_path, capsys):
+    run = train("vae", tmp_path / "run", steps=2, checkpoints=1)
+    data = run.read_json("data.json")
+    run.write_json("data.json", {**data, "notes": {**data["notes"], "from": "elsewhere"}})
+    with pytest.raises(RunError, match="the data 'digits' differ"):
+        verb.train(resume=run.path, quiet=True)
+    verb.train(resume=run.path, quiet=True, resume_anyway=True)
+    assert capsys.readouterr().err == "resume: data: from changes from elsewhere to None\n"
+
+
+def test_best_of_a_way_not_taken_is_dropped(tmp_path, monkeypatch):
+    """Killed between a best checkpoint and the next regular one, then resumed with a change."""
+
+    class Dies(Exception):
+        pass
+
+    def die(engine: Engine) -> None:
+        raise Dies
+
+    stop_at(monkeypatch, 9, die)
+    with pytest.raises(Dies):
+        train("vae", tmp_path / "run", steps=12, checkpoints=2)
+    monkeypatch.undo()
+    run = Run.open(tmp_path / "run")
+    assert (run.checkpoint().step, run.checkpoint("best").step) == (6, 8)
+    same = Run(shutil.copytree(run.path, tmp_path / "same"))
+    monkeypatch.setattr(verb, "_fit", lambda engine, run: None)
+    verb.train(resume=same.path, quiet=True)
+    assert same.checkpoint("best").step == 8
+    verb.train(resume=run.path, quiet=True, clip=0.1)
+    assert not run.has_checkpoint("best")
 
 
 def test_loading_survives_a_damaged_newest_checkpoint(tmp_path):
