@@ -132,6 +132,38 @@ def test_resume_killed_at_a_write_ends_the_same(every, tmp_path):
         assert contents(go_on(out, steps=9)) == whole, (at, faults.seen[at])
 
 
+def test_start_on_another_run_killed_at_a_write_can_be_started_again(tmp_path, monkeypatch):
+    """Its part is copied before config.yaml is written; a half copy is no obstacle."""
+    target = "tests.contract.toys:OnAnother"
+    entry = registry.Entry(name="two", target=target, family="toys", accepts=("image",), summary="")
+    monkeypatch.setitem(registry.MODELS, "two", entry)
+    options = {"steps": 1, "grids": 0, "validations": 0, "checkpoints": 1, "threads": 1}
+    options |= {"quiet": True, "opened": digits()}
+    sizes = {"widths": (16,), "latent_dim": 3}
+    first = verb.train("vae", "digits", config={"model": sizes}, out=tmp_path / "1", **options)
+    part = {"model": {"part": str(first.path)}}
+
+    def start(name: str) -> Run:
+        return verb.train("two", "digits", config=part, out=tmp_path / name, **options)
+
+    start("whole")
+    with Faults() as faults:
+        start("counted")
+    whole = Run(tmp_path / "whole").checkpoint().hashes["model.safetensors"]
+    before = 0
+    for at in range(0, len(faults.seen), 3):
+        out = tmp_path / f"run {at}"
+        assert killed_at(at, lambda out=out: start(out.name))
+        before += not (out / "config.yaml").exists()
+        again = (
+            verb.train(resume=out, quiet=True)
+            if (out / "config.yaml").exists()
+            else start(out.name)
+        )
+        assert again.checkpoint().hashes["model.safetensors"] == whole
+    assert before >= 5
+
+
 def test_killed_many_times_over(tmp_path):
     """Each life does a few more writes than the last checkpoint needed, then dies."""
     whole = contents(train(tmp_path / "whole"))

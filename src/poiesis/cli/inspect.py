@@ -104,7 +104,7 @@ def _run(folder: Run) -> dict[str, Any]:
     environment = folder.read_json("env.json", {})
     lines = folder.metrics()
     checkpoints, damaged = {}, []
-    for path in sorted((folder.path / "checkpoints").glob("*-*")):
+    for path in sorted((folder.path / "checkpoints").glob("[!.]*-*")):
         try:
             found = Checkpoint(path)
         except RunError as error:
