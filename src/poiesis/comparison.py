@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from poiesis import config as configs
-from poiesis import registry
+from poiesis import processes, registry
 from poiesis.data import open_data
 from poiesis.data.config import DataConfig
 from poiesis.data.dataset import DataSet
@@ -164,6 +164,7 @@ def compare(
         options["budget"] = budget or "5m"
     protocol = EvaluationConfig(samples=samples, seed=seed)
     data_config = configs.from_dict(DataConfig, {"source": data, **(data_options or {})})
+    processes.join()
     opened = open_data(data, data_config)
     settings = {
         "data": configs.to_dict(data_config),
@@ -174,10 +175,10 @@ def compare(
         "evaluation": configs.to_dict(protocol),
     }
     settings = json.loads(to_text(settings))
-    folder = _folder(out, opened.name)
-    done = _finished(folder, settings)
+    folder = processes.agree(_folder(out, opened.name))
+    done = processes.by_main(lambda: _finished(folder, settings))
     _save(folder, settings, list(done.values()))
-    tell = _Teller(quiet)
+    tell = _Teller(quiet or not processes.main())
     rows: list[Row] = []
     for place, model in enumerate(models, start=1):
         if model in done:
@@ -191,7 +192,7 @@ def compare(
         began = time.monotonic()
         try:
             _reset_peak()
-            if (where / "config.yaml").exists():
+            if processes.agree((where / "config.yaml").exists()):
                 tell.say(f"{model}: going on with {where}")
                 # The same time is promised, not the same bits: another thread count only warns.
                 run = train(resume=where, resume_anyway=True, quiet=quiet)
@@ -201,7 +202,7 @@ def compare(
                     name, data, preset=chosen, config=config, seed=seed, out=where,
                     quiet=quiet, opened=opened, **options,
                 )  # fmt: skip
-            row = _trained(model, run, time.monotonic() - began)
+            row = processes.agree(_trained(model, run, time.monotonic() - began))
             if row is not None:
                 tell.say(f"{model}: drawing samples and judging them")
                 with tell.judging(model) as progress:
@@ -224,13 +225,16 @@ def _conclude(
 ) -> Comparison:
     ordered = _ordered(rows)
     _save(folder, settings, ordered)
+    report = folder / "report.html"
+    if not processes.main():
+        return Comparison(path=folder, report=report, settings=settings, rows=tuple(ordered))
     lead = f"{len(rows)} models, {_length(settings['train'])}, seed {settings['seed']}"
-    report = comparison_page(
+    comparison_page(
         [(row.model, row.run) for row in ordered if not row.failure],
         _leaderboard(ordered),
         title=_title(settings),
         lead=f"{lead} · {opened.variant}",
-        out=folder / "report.html",
+        out=report,
     )
     return Comparison(path=folder, report=report, settings=settings, rows=tuple(ordered))
 
@@ -259,6 +263,8 @@ def _finished(folder: Path, settings: dict[str, Any]) -> dict[str, Row]:
 
 
 def _save(folder: Path, settings: dict[str, Any], rows: Sequence[Row]) -> None:
+    if not processes.main():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     value = {"settings": settings, "rows": [dataclasses.asdict(row) for row in rows]}
     write_atomic(folder / FILE, to_text(value))

@@ -147,9 +147,14 @@ def main_first() -> Iterator[None]:
         barrier()
 
 
-def share(n: int) -> tuple[int, int]:
-    """Return the range start, end of this process's part of n rows, as even as can be."""
-    return n * rank() // size(), n * (rank() + 1) // size()
+def share(n: int, batch: int = 1) -> tuple[int, int]:
+    """Return the range start, end of this process's part of n rows, as even as can be.
+
+    Parts begin at multiples of `batch`, so that the batches are those of one process.
+    """
+    batches = -(-n // batch)
+    start, end = (batches * r // size() * batch for r in (rank(), rank() + 1))
+    return min(start, n), min(end, n)
 
 
 def agree(value: T) -> T:

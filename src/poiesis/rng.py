@@ -9,15 +9,16 @@ on the batch it was made in.
 
 from __future__ import annotations
 
+import contextlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Draws", "Noise", "generator", "mix"]
+__all__ = ["Draws", "Noise", "active", "generator", "mix", "row_streams"]
 
 _MASK = (1 << 64) - 1
 
@@ -59,6 +60,18 @@ class Draws:
         self.size = total - start if size is None else size
         self.device = device
         self._calls = 0
+        self._streams: list[torch.Generator] | None = None
+
+    def streams(self) -> list[torch.Generator]:
+        """Return one CPU generator per row, keyed by its place in the global batch.
+
+        Each goes on from call to call, so what a row draws depends neither on the rows beside it
+        nor on their number. For what draws far more than the data has values, such as dropout.
+        """
+        if self._streams is None:
+            rows = range(self.start, self.start + self.size)
+            self._streams = [generator(*self.keys, "row", row) for row in rows]
+        return self._streams
 
     def _next(self) -> torch.Generator:
         self._calls += 1
@@ -94,6 +107,27 @@ class Draws:
 
         draw = torch.rand(self.total, generator=self._next(), device=self.device)
         return self._slice(draw).argsort()
+
+
+_active: Draws | None = None
+
+
+@contextlib.contextmanager
+def active(draws: Draws) -> Iterator[None]:
+    """Let layers that draw by themselves (dropout) find the draws of the loss being computed."""
+    global _active
+    before, _active = _active, draws
+    try:
+        yield
+    finally:
+        _active = before
+
+
+def row_streams(rows: int) -> list[torch.Generator] | None:
+    """Return a generator for each of the `rows` rows in work; None outside a loss on them."""
+    if _active is None or _active.size != rows:
+        return None
+    return _active.streams()
 
 
 class Noise:

@@ -80,9 +80,8 @@ def test_two_processes_resume_bit_for_bit(folder, name):
 
 @pytest.mark.parametrize("name", work.MODELS)
 def test_a_run_goes_on_with_another_number_of_processes(folder, tmp_path, name):
-    """Sums in another order, and 10 steps on top (a GAN, which doubles any difference: one)."""
-    with pytest.warns(UserWarning, match="processes: 2 → 1"):
-        work.resumed(folder / f"two-{name}", tmp_path / "run", name)
+    """Sums in another order; the fewer steps on top, the faster a model spreads a difference."""
+    work.resumed(folder / f"two-{name}", tmp_path / "run", name)
     ends = {way: work.state(folder / f"{way}-{name}") for way in ("one", "two", "one-two")}
     assert work.distance(work.state(tmp_path / "run"), ends["two"]) < 1e-5
     assert work.distance(ends["one-two"], ends["one"]) < 1e-5
@@ -94,8 +93,7 @@ def test_a_sharded_run_resumes_bit_for_bit_and_is_read_by_one_process(folder, tm
     assert all(torch.equal(tensor, resumed[key]) for key, tensor in straight.items())
     assert straight.keys() == work.state(folder / "two-vae").keys()
     assert work.distance(straight, work.state(folder / "two-vae")) < 1e-4
-    with pytest.warns(UserWarning, match="processes: 2 → 1"):
-        work.resumed(folder / "sharded", tmp_path / "run", "vae")
+    work.resumed(folder / "sharded", tmp_path / "run", "vae")
     assert work.distance(work.state(tmp_path / "run"), straight) < 1e-5
 
 

@@ -218,7 +218,7 @@ class Copier:
     def open_data(self):
         return self.data
 
-    def sample_native(self, n, *, seed=0, batch_size=64, progress=None):
+    def sample_native(self, n, *, seed=0, batch_size=64, first=0, progress=None):
         if progress is not None:
             progress(n)
         return self.rows[:n]
@@ -279,7 +279,7 @@ class Parrot(Copier):
         self.model = Uniform(symbols, 8)
         self.model.spec = Tokens(vocabulary=symbols, length=8, stream=True)
 
-    def sample(self, n, *, seed=0, batch_size=64, progress=None):
+    def sample(self, n, *, seed=0, batch_size=64, first=0, progress=None):
         return ["one two three four five"] * n
 
 

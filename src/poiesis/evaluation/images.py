@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from poiesis import processes
 from poiesis.errors import DataError
 from poiesis.evaluation.passport import Number, Passport
 from poiesis.metrics import (
@@ -74,8 +75,13 @@ def evaluate_images(
     for name, images in (("generated", generated), ("real", real)):
         if len(images) < max(_BALLS + 1, _SPLITS):
             raise DataError(f"{len(images)} {name} images: judging needs at least {_SPLITS}")
-    fake = extractor.features(generated, progress=progress)
-    true = extractor.features(real, progress=progress)
+    # Each process looks at its part of the images; the main one compares.
+    fake, true = (
+        processes.gather(
+            extractor.features(images[slice(*processes.share(len(images), 250))], progress=progress)
+        )
+        for images in (generated, real)
+    )
 
     def passport(**settings: int | float | str) -> Passport:
         if factor != 1:

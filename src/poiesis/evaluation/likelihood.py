@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from poiesis import processes
 from poiesis.data.dataset import DataSet, TextSplit
 from poiesis.data.loader import Loader
 from poiesis.evaluation.passport import Number, Passport
@@ -40,23 +42,22 @@ def evaluate_likelihood(
     """
     loader = Loader(data.splits[split], data.spec, view, batch_size=batch_size, device=model.device)
     options = {} if samples is None else {"samples": samples}
-    values: list[Tensor] = []
-    errors: list[Tensor] = []
-    characters: list[int] = []
-    found: LogProb | None = None
     is_text = isinstance(data.splits[split], TextSplit)
+    own: dict[int, tuple[LogProb, list[int]]] = {}
     for number, (x, condition, _) in enumerate(loader.in_order(rows)):
+        if number % processes.size() != processes.rank():
+            continue
         with torch.no_grad():
             known = condition if model.condition is not None else None
             found = model.log_prob(x, known, seed=seed + number, **options)
-        assert found is not None
-        values.append(found.nats.double().cpu())
-        if found.error is not None:
-            errors.append(found.error.double().cpu())
-        if is_text:
-            characters += [len(data.codec.decode(row[1:].cpu())) for row in x]
-    assert found is not None  # a loader has at least one row
-    nats = -torch.cat(values)
+        error = None if found.error is None else found.error.cpu()
+        lengths = [len(data.codec.decode(row[1:].cpu())) for row in x] if is_text else []
+        own[number] = dataclasses.replace(found, nats=found.nats.cpu(), error=error), lengths
+    everyone = {number: done for part in processes.of_all(own) for number, done in part.items()}
+    batches, counts = zip(*(everyone[number] for number in sorted(everyone)), strict=True)
+    found = batches[0]  # a loader has at least one row
+    nats = -torch.cat([batch.nats.double() for batch in batches])
+    characters = [count for some in counts for count in some]
     settings: dict[str, Any] = {
         "kind": found.kind,
         "measure": found.measure,
@@ -64,7 +65,7 @@ def evaluate_likelihood(
         "detail": found.detail,
         "samples": samples,
     }
-    if errors:
+    if found.error is not None:
         # Noise of the estimate itself: independent between samples, so it averages out.
         settings["has_estimation_noise"] = True
     passport = Passport(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from poiesis import processes
 from poiesis.config import check
 from poiesis.data.dataset import DataSet, TextSplit
 from poiesis.errors import ConfigError, DataError, RunError, suggest
@@ -149,6 +150,7 @@ def evaluate(
     weights are missing, ConfigError for options out of their bounds.
     """
     config = config or EvaluationConfig()
+    processes.join()
     trained = trained_models.load(run, checkpoint=config.checkpoint, device=config.device)
     data = trained.open_data()
     if isinstance(data.spec, Grid):
@@ -237,10 +239,12 @@ def _timed_samples(
 ) -> tuple[Tensor, Number]:
     report = _counter(progress, "samples", n)
     began = time.perf_counter()
-    generated = trained.sample_native(
-        n, seed=config.seed, batch_size=config.batch_size, progress=report
+    start, end = processes.share(n, config.batch_size)
+    own = trained.sample_native(
+        end - start, seed=config.seed, batch_size=config.batch_size, first=start, progress=report
     )
-    return generated, _speed(trained, data, n, time.perf_counter() - began, config)
+    (seconds,) = processes.largest(time.perf_counter() - began)
+    return processes.gather(own), _speed(trained, data, n, seconds, config)
 
 
 def _speed(
@@ -259,6 +263,7 @@ def _speed(
         settings={
             "device": name,
             "threads": torch.get_num_threads(),
+            "processes": processes.size(),
             "batch_size": config.batch_size,
         },
     )
@@ -277,10 +282,19 @@ def _judge_texts(
     n = config.samples or _TEXTS
     began = time.perf_counter()
     report = _counter(progress, "samples", n)
-    texts: Sequence[str] = trained.sample(
-        n, seed=config.seed, batch_size=config.batch_size, progress=report
-    )
-    numbers = [_speed(trained, data, n, time.perf_counter() - began, config)]
+    start, end = processes.share(n, config.batch_size)
+    own: Sequence[str] = []
+    if end > start:
+        own = trained.sample(
+            end - start,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            first=start,
+            progress=report,
+        )
+    (seconds,) = processes.largest(time.perf_counter() - began)
+    texts = [text for part in processes.of_all(own) for text in part]
+    numbers = [_speed(trained, data, n, seconds, config)]
     train = data.splits["train"]
     if not isinstance(train, TextSplit):
         raise DataError(f"{data.variant!r} is neither images nor a text: nothing judges it yet")

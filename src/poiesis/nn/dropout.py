@@ -1,13 +1,16 @@
 """Dropout whose random numbers are cheap on a processor, alone and inside attention.
 
 torch draws one number per element (11 ns on a CPU, as long as multiplying a thousand). Here one
-64-bit draw of its global generator serves four elements, 16 bits each: 2 ns. The share dropped is
-therefore a multiple of 2⁻¹⁶, and what is kept is scaled by exactly that share. On other devices
-torch's own kernels do the work. Shape letters: b batch, t tokens, h heads, e width of a head.
+64-bit draw serves four elements, 16 bits each: 2 ns. The share dropped is therefore a multiple of
+2⁻¹⁶, and what is kept is scaled by exactly that share. In a training step every row draws from a
+generator of its own, keyed by its place in the global batch (`rng.Draws.streams`), so that neither
+micro-batches nor the number of processes change a mask. On other devices torch's own kernels do
+the work, from the global generator. Shape letters: b batch, t tokens, h heads, e width of a head.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -16,7 +19,11 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from poiesis.rng import row_streams
+
 __all__ = ["Dropout", "add_dropped", "causal_attention", "dropout"]
+
+Streams = list[torch.Generator] | None
 
 _LEVELS = 1 << 16
 _ROWS = 128
@@ -28,13 +35,20 @@ def _scale(p: float) -> float:
     return _LEVELS / (_LEVELS - round(p * _LEVELS))
 
 
-def _keep(shape: torch.Size | tuple[int, ...], p: float) -> Tensor:
-    """Return a mask, true where an element is kept, drawn from torch's global generator."""
-    n = 1
-    for size in shape:
-        n *= size
-    words = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(1 << 63), None)
-    lanes = words.view(torch.int16)[:n]
+def _keep(shape: torch.Size | tuple[int, ...], p: float, streams: Streams = None) -> Tensor:
+    """Return a mask, true where an element is kept.
+
+    streams: a generator for each row of the first axis; None draws from torch's global one.
+    """
+    n = math.prod(shape)
+    if streams is None:
+        words = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(1 << 63), None)
+    else:
+        words = torch.empty(len(streams), -(-n // len(streams) // 4), dtype=torch.int64)
+        for row, stream in zip(words, streams, strict=True):
+            row.random_(-(1 << 63), None, generator=stream)
+    lanes = words.view(torch.int16)
+    lanes = lanes[:n] if streams is None else lanes[:, : n // len(streams)]
     return lanes.ge(round(p * _LEVELS) - _LEVELS // 2).view(shape)
 
 
@@ -43,7 +57,7 @@ class _AddDropped(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor | None, branch: Tensor, p: float) -> Tensor:
-        keep = _keep(branch.shape, p)
+        keep = _keep(branch.shape, p, row_streams(len(branch)))
         ctx.save_for_backward(keep)
         ctx.p, ctx.dtype = p, branch.dtype
         if x is None:
@@ -107,8 +121,10 @@ class _DroppedAttention(Function):
         out = qkv.new_empty(b, t, h, e)
         future = torch.full((t, t), -torch.inf, dtype=qkv.dtype).triu(1)
         saved = [qkv]
+        streams = row_streams(b)
         exact = torch.promote_types(qkv.dtype, torch.float32)
         for row in range(b):
+            own = None if streams is None else streams[row : row + 1]
             q, k, v = qkv[row].permute(1, 2, 0, 3)  # each h t e
             for start in range(0, t, _ROWS):
                 end = min(t, start + _ROWS)
@@ -116,7 +132,7 @@ class _DroppedAttention(Function):
                     future[start:end, :end], q[:, start:end], k[:, :end].mT, alpha=e**-0.5
                 )
                 weights = torch.softmax(scores, -1, dtype=exact)
-                keep = _keep(weights.shape, p)
+                keep = _keep((1, *weights.shape), p, own)[0]
                 kept = (weights * keep.to(exact)).to(v.dtype)
                 y = torch.bmm(kept, v[:, :end]).mul_(_scale(p))
                 out[row, start:end] = y.transpose(0, 1)

@@ -30,7 +30,7 @@ from poiesis.data.loader import Loader
 from poiesis.data.views import View
 from poiesis.errors import ConfigError, PoiesisError, RunError
 from poiesis.models.base import Batch, GenerativeModel, Phase, Stage, autocast, hardware_bf16
-from poiesis.rng import Draws, mix
+from poiesis.rng import Draws, active, mix
 from poiesis.runs import Checkpoint, Run, write_atomic
 from poiesis.spec import Tokens
 from poiesis.training import distribution
@@ -193,7 +193,7 @@ class Engine:
             distribution.sync_after(self.sharded, end == beyond)
             draws = Draws(keys, total=total, start=start, size=end - start, device=self.device)
             batch = self._batch(stage, phase, repeat, draws)
-            with autocast(self.device, self.config.precision):
+            with autocast(self.device, self.config.precision), active(draws):
                 values, named = phase.loss(batch, self.step)
             if values.shape != (end - start,):
                 raise RunError(

@@ -217,20 +217,20 @@ class Transformer(GenerativeModel):
             raise SpecError("the data has no classes: set conditional to false")
         super().__init__(config, spec, condition if config.conditional else None)
         d, length = config.width, spec.length
-        self.modern = config.recipe == "modern"
+        self.is_modern = config.recipe == "modern"
         self.tokens = nn.Embedding(spec.vocabulary, d)
         if not spec.stream:
             self.start = nn.Embedding(1 if self.condition is None else self.condition.count, d)
-        axes = config.grid if self.modern else (length,)
+        axes = config.grid if self.is_modern else (length,)
         self.positions = nn.ParameterList(torch.zeros(size, d) for size in axes)
-        if self.modern:
+        if self.is_modern:
             self.smear = nn.Parameter(torch.zeros(d))
             self.register_buffer("rotary", rotary_table(length, d // config.heads), False)
         self.blocks = nn.ModuleList(
-            Block(d, config.heads, modern=self.modern, dropout=config.dropout)
+            Block(d, config.heads, modern=self.is_modern, dropout=config.dropout)
             for _ in range(config.layers)
         )
-        self.norm = rms_norm if self.modern else nn.LayerNorm(d, bias=False)
+        self.norm = rms_norm if self.is_modern else nn.LayerNorm(d, bias=False)
         self.head = nn.Linear(d, spec.vocabulary, bias=False)
         if spec.stream:
             self.register_buffer("first", torch.full((spec.vocabulary,), 1 / spec.vocabulary))
@@ -241,7 +241,7 @@ class Transformer(GenerativeModel):
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
                 continue  # gains stay one, the smear zero
-            if not self.modern:
+            if not self.is_modern:
                 out = name.endswith(("project.weight", "down.weight"))
                 nn.init.normal_(parameter, std=0.02 * (scale if out else 1))
             elif name.startswith(("tokens", "start")):
@@ -251,7 +251,7 @@ class Transformer(GenerativeModel):
                 nn.init.normal_(parameter, std=0.5 / math.sqrt(self.config.width))
             else:
                 nn.init.zeros_(parameter)
-        if not self.modern:
+        if not self.is_modern:
             self.head.weight = self.tokens.weight
 
     # -- the network ---------------------------------------------------------------------------
@@ -263,7 +263,7 @@ class Transformer(GenerativeModel):
             if condition is None or not self.config.conditional:
                 condition = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
             x = torch.cat((self.start(condition).unsqueeze(1), x), dim=1)
-        return x + self.smear * F.pad(x, (0, 0, 1, -1)) if self.modern else x
+        return x + self.smear * F.pad(x, (0, 0, 1, -1)) if self.is_modern else x
 
     def place(self, at: int, count: int) -> Tensor:
         """Return the learned position embeddings (count, d) from `at` on: the sum over the axes."""
@@ -285,7 +285,7 @@ class Transformer(GenerativeModel):
         if len(self.positions):
             x = x + self.place(at, x.size(1))
         rotary = None
-        if self.modern:
+        if self.is_modern:
             x = rms_norm(x)
             rotary = self.rotary[at : at + x.size(1)]
         x = dropout(x, self.config.dropout, self.training)
@@ -296,7 +296,7 @@ class Transformer(GenerativeModel):
     def logits(self, stream: Tensor) -> Tensor:
         """Return logits (…, v), float32, of a last stream (…, d)."""
         logits = self.head(stream).float()
-        return _SOFTCAP * torch.tanh(logits / _SOFTCAP) if self.modern else logits
+        return _SOFTCAP * torch.tanh(logits / _SOFTCAP) if self.is_modern else logits
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the logits (b, T, v) of the T predicted tokens of x, a batch in the view."""
@@ -331,7 +331,7 @@ class Transformer(GenerativeModel):
     def optimizers(self) -> Mapping[str, Optim]:
         """Return AdamW for all (nanogpt), or Muon for hidden matrices and AdamW for the rest."""
         config = self.config
-        if not self.modern:
+        if not self.is_modern:
             schedule = Schedule(kind="cosine", warmup=100, final=0.1)
             adamw = Optim(
                 kind="adamw",
