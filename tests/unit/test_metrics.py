@@ -20,6 +20,7 @@ from poiesis.metrics import (
     precision_recall,
 )
 from poiesis.metrics.distances import neighbour_radii, squared_distances
+from poiesis.metrics.fid import _congruence
 
 
 def normal(n, d, seed=0, scale=1.0, shift=0.0):
@@ -248,3 +249,11 @@ def test_options_out_of_bounds():
         inception_score(x, splits=20)
     with pytest.raises(ConfigError, match="level = 2"):
         mean_estimate(x[:, 0]).interval(2)
+
+
+@pytest.mark.parametrize("size", [5, 256, 700])
+def test_the_triangular_product_is_the_whole_one(size):
+    source = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, size, size, generator=source, dtype=torch.float64)
+    low, c = torch.linalg.cholesky(a @ a.T + torch.eye(size)), b.T @ b
+    torch.testing.assert_close(_congruence(low, c).tril(), (low.T @ c @ low).tril())

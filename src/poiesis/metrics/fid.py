@@ -17,6 +17,9 @@ from poiesis.metrics.estimate import Estimate, as_pair
 
 __all__ = ["fid", "frechet_distance"]
 
+_BLOCK = 256
+"""Rows and columns of a block of the product below."""
+
 
 def frechet_distance(
     mean1: ArrayLike | Tensor,
@@ -38,9 +41,29 @@ def frechet_distance(
         # Dead feature units make a covariance singular: take a root that allows it.
         values, vectors = torch.linalg.eigh(c1)
         root = vectors * values.clamp_min(0).sqrt()
-    product = root.T @ c2 @ root
-    trace = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0).sqrt().sum()
+        product = root.T @ c2 @ root
+    else:
+        product = _congruence(root, c2)
+    trace = torch.linalg.eigvalsh(product).clamp_min(0).sqrt().sum()  # reads the lower triangle
     return float(((m1 - m2) ** 2).sum() + c1.trace() + c2.trace() - 2 * trace)
+
+
+def _congruence(low: Tensor, c: Tensor) -> Tensor:
+    """Return LᵀCL for a lower triangular L and a symmetric C, in its lower triangle only.
+
+    By blocks, without the products with L's zeros and those that only make the upper triangle: a
+    third of the arithmetic. What is above the diagonal of blocks is left zero.
+    """
+    cuts = list(range(0, len(low), _BLOCK))
+    half = torch.empty_like(c)
+    for start in cuts:
+        end = start + _BLOCK
+        torch.mm(c[:, start:], low[start:, start:end], out=half[:, start:end])
+    product = torch.zeros_like(c)
+    for start in cuts:
+        end = start + _BLOCK
+        product[start:end, :end] = low[start:, start:end].T @ half[start:, :end]
+    return product
 
 
 def fid(real: ArrayLike | Tensor, generated: ArrayLike | Tensor) -> Estimate:
