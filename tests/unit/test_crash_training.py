@@ -104,7 +104,7 @@ def test_training_killed_at_a_write_ends_the_same(every, tmp_path):
     with Faults() as faults:  # the second time: modules write caches of their own at first
         train(tmp_path / "counted")
     assert len(faults.seen) > 150
-    for at in moments(25, len(faults.seen), every):
+    for at in moments(15, len(faults.seen), every):
         out = tmp_path / str(at)
         assert killed_at(at, lambda out=out: train(out))
         assert contents(go_on(out)) == whole, (at, faults.seen[at])
@@ -123,7 +123,7 @@ def test_resume_killed_at_a_write_ends_the_same(every, tmp_path):
         verb.train(resume=out, quiet=True, steps=9)
     whole = contents(Run(out))
     assert whole["latest step"] == 9
-    for at in moments(20, len(faults.seen), every):
+    for at in moments(12, len(faults.seen), every):
         out = longer(str(at))
         assert killed_at(at, lambda out=out: verb.train(resume=out, quiet=True, steps=9))
         asked = Run(out).config()["train"]["steps"]
@@ -228,7 +228,7 @@ def test_full_disk_is_one_line_and_the_run_goes_on_after(every, tmp_path, capsys
         assert command_line(tmp_path / "whole", capsys)[0] == 0
     whole = contents(Run(tmp_path / "whole"))
     assert len(faults.seen) > 100
-    for at in moments(20, len(faults.seen), every):
+    for at in moments(12, len(faults.seen), every):
         out = tmp_path / str(at)
         with Faults(at, full_disk, lasting=True, only=NEEDS_SPACE):
             code, said = command_line(out, capsys)
