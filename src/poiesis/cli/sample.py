@@ -17,6 +17,7 @@ __all__ = ["SampleArgs", "run"]
 
 _EXAMPLES = (
     "poiesis sample runs/first -n 64 --seed 1 -o new-digits",
+    "torchrun --nproc-per-node 2 -m poiesis sample runs/first -n 1000000 -o million",
     "poiesis sample runs/ddpm --class 3 --sampling.steps 50 --sampling.guidance 2",
     'poiesis sample runs/shakespeare --prompt "ROMEO:" --stop "\\n\\n" --stream',
 )
@@ -48,6 +49,9 @@ class SampleArgs:
     """The moving average of the weights, where the model has one, or the last ones."""
     batch_size: int = 64
     """Samples made at once: a matter of speed and memory."""
+    shard_size: int | None = None
+    """Write zip files of so many samples with a manifest, and go on where an interrupted call
+    stopped (default: single files up to 10,000 samples, then shards of 10,000)."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
     threads: int | None = None
@@ -59,6 +63,7 @@ class SampleArgs:
         check("--samples", self.samples, low=1)
         check("--seed", self.seed, low=0)
         check("--batch-size", self.batch_size, low=1)
+        check("--shard-size", self.shard_size, low=1)
         check("--threads", self.threads, low=1)
 
 
@@ -120,15 +125,17 @@ def run(args: list[str]) -> int:
             on_text=_printer(_unescape(parsed.prompt), n) if parsed.stream else None,
             # A reader wants one text after the other, not all of them mixed.
             batch_size=1 if parsed.stream else parsed.batch_size,
+            shard_size=parsed.shard_size,
             device=parsed.device,
             progress=lambda count: advance("samples", count, n),
             **{field: getattr(parsed.sampling, field) for field in chosen},
         )
     if parsed.stream:
         print()
-    elif is_text:
+    elif is_text and paths[0].suffix != ".zip":
         print(paths[0].read_text(encoding="utf-8").strip("\n"))
-    print(f"{n} samples: {paths[0].parent}")
+    shards = f" in {len(paths)} shards" if paths[0].suffix == ".zip" else ""
+    print(f"{n} samples{shards}: {paths[0].parent}")
     return 0
 
 

@@ -303,6 +303,7 @@ def sample(
     stop: Sequence[str] = (),
     on_text: Callable[[int, str], None] | None = None,
     batch_size: int = 64,
+    shard_size: int | None = None,
     device: str = "auto",
     progress: Progress | None = None,
     **options: Any,
@@ -310,38 +311,58 @@ def sample(
     """Draw n samples and write each to a file in `out`, its recipe inside; returns the paths.
 
     out: default the run's folder samples/seed-<seed>. Pictures also get a sheet of the first 100.
-    Everything is drawn before the first file is written.
+    Everything is drawn before the first file is written. More than 10,000 samples, or any number
+    with a shard_size, come as zip files of so many each, with a manifest, and an interrupted call
+    goes on where it stopped (`poiesis.models.bulk`). Several processes (torchrun) share the work.
     """
+    from poiesis.models import bulk
+
+    processes.join()
+    configs.check("shard_size", shard_size, low=1)
     trained = load(run, checkpoint=checkpoint, weights=weights, device=device)
-    how = {"seed": seed, "label": label, "prompt": prompt, "stop": list(stop)}
-    how |= {"weights": weights, "batch_size": batch_size, "options": options}
-    raws = trained.sample(
-        n,
-        seed=seed,
-        label=label,
-        prompt=prompt,
-        stop=stop,
-        on_text=on_text,
-        batch_size=batch_size,
-        progress=progress,
-        **options,
-    )
     folder = Path(out) if out is not None else trained.run.path / "samples" / f"seed-{seed}"
+    how = {"seed": seed, "label": label, "prompt": prompt, "stop": list(stop), "weights": weights}
+    if shard_size is not None or n > bulk.SHARD_SIZE:
+        return bulk.sample_shards(
+            trained,
+            n,
+            folder,
+            shard_size=shard_size or bulk.SHARD_SIZE,
+            batch_size=batch_size,
+            progress=progress,
+            how=how,
+            options=options,
+        )
+    how |= {"batch_size": batch_size, "options": options}
+    start, end = processes.share(n, batch_size)
+    raws = []
+    if end > start:
+        raws = trained.sample(
+            end - start,
+            seed=seed,
+            first=start,
+            label=label,
+            prompt=prompt,
+            stop=stop,
+            on_text=on_text,
+            batch_size=batch_size,
+            progress=progress,
+            **options,
+        )
+    digits = max(5, len(str(n - 1)))
+    paths = [folder / f"{index:0{digits}d}{trained.codec.suffix}" for index in range(n)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        paths = []
-        digits = max(5, len(str(n - 1)))
-        for index, raw in enumerate(raws):
+        for index, raw in enumerate(raws, start):
             first = index // batch_size * batch_size
             recipe = trained.recipe(index, first, min(batch_size, n - first), **how)
-            path = folder / f"{index:0{digits}d}{trained.codec.suffix}"
-            trained.codec.write(raw, path, recipe)
-            paths.append(path)
-        if trained.codec.suffix == ".png":
+            trained.codec.write(raw, paths[index], recipe)
+        if trained.codec.suffix == ".png" and processes.main():
             trained.codec.preview(raws[:100]).save(folder / "grid.png")
     except OSError as error:
         reason = error.strerror or str(error)
         raise RunError(f"can't write samples to {str(folder)!r}: {reason}") from None
+    processes.barrier()
     return paths
 
 
