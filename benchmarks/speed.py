@@ -258,6 +258,7 @@ def _processor() -> str:
 
 
 def _revision() -> str:
+    """Return the commit that is checked out; "" outside a checkout."""
     command = ["git", "describe", "--always", "--dirty"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
     return done.stdout.strip()

@@ -155,9 +155,7 @@ def compare(
         torch.manual_seed(0)
         runs[name] = side.build(machine.device)
         timings[name] = Timing()
-        # The first call warms up and counts; the second one warms up without the counter.
-        timings[name].flops = _count(runs[name]) if workload.count else 0
-        timings[name].result = runs[name]()
+        timings[name].flops = _count(runs[name], workload.count)  # a warm-up besides
     probes = _probes(machine.device)
     rates: dict[str, list[float]] = {name: [] for name in probes}
     for number in range(rounds):
@@ -192,13 +190,16 @@ def _attention_back(
     return sdpa_backward_flop_count(grad, query, key, value)
 
 
-def _count(run: Callable[[], Any]) -> int:
-    """Return the floating-point operations of one call; attention counts without its mask."""
+def _count(run: Callable[[], Any], wanted: bool) -> int:
+    """Call once; return its floating-point operations, attention without its mask, or 0."""
     aten = torch.ops.aten
     attention = {
         aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back,
     }
+    if not wanted:
+        run()
+        return 0
     with FlopCounterMode(display=False, custom_mapping=attention) as counter:
         run()
     return counter.get_total_flops()
