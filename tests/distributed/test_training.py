@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from poiesis.models.trained import sample
+from poiesis.training.verb import train
 from tests.distributed import work
 
 ROOT = Path(__file__).parents[2]
@@ -30,12 +32,19 @@ def torchrun(*command: str, processes: int = 2) -> subprocess.CompletedProcess[s
     )
 
 
+TINY = {"layers": 1, "width": 16, "heads": 2, "context": 16, "batch_size": 4}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of one process and of two: one-NAME, two-NAME; one-two-NAME began with one."""
     folder = tmp_path_factory.mktemp("distributed")
     for name in work.MODELS:
         work.trained(name, folder / f"one-{name}")
+    names = folder / "names.txt"
+    names.write_text("ada anna bea bella cora dana\n" * 80)
+    changes = {"data": {"source": str(names)}, "train": {"steps": 3, **work.QUICK}}
+    train("transformer", config={**changes, "model": TINY}, out=folder / "one-names", quiet=True)
     done = torchrun(str(ROOT / "tests/distributed/work.py"), str(folder))
     assert done.returncode == 0, done.stderr
     return folder
@@ -95,6 +104,33 @@ def test_a_sharded_run_resumes_bit_for_bit_and_is_read_by_one_process(folder, tm
     assert work.distance(straight, work.state(folder / "two-vae")) < 1e-4
     work.resumed(folder / "sharded", tmp_path / "run", "vae")
     assert work.distance(work.state(tmp_path / "run"), straight) < 1e-5
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("options", work.SAMPLES, ids=["files", "shards"])
+def test_two_processes_sample_the_same_files(folder, tmp_path, options):
+    sample(folder / "one-vae", out=tmp_path, **options)
+    one, two = files(tmp_path), files(folder / f"two-samples-{len(options)}")
+    assert one.keys() == two.keys()
+    one.pop("grid.png", None), two.pop("grid.png", None)  # of the main process's share
+    assert one == two
+
+
+@pytest.mark.parametrize("run", ["vae", "names"])
+def test_two_processes_judge_alike(folder, seen, run):
+    one = work.numbers(folder / f"one-{run}")
+    two = seen["numbers" if run == "vae" else "texts"]
+    assert one.keys() == two.keys() and len(one) > 2
+    for name, value in one.items():
+        assert two[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_two_processes_compare_models(folder, seen):
+    assert sorted(seen["compared"]) == ["transformer", "vae"]
+    assert (folder / "two-compared" / "report.html").is_file()
 
 
 def test_mistakes_are_told_once():

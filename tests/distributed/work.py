@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from poiesis import processes, registry
+from poiesis.comparison import compare
 from poiesis.data import open_data
 from poiesis.errors import PoiesisWarning
-from poiesis.models.trained import build
+from poiesis.evaluation.protocol import EvaluationConfig, evaluate
+from poiesis.models.trained import build, sample
 from poiesis.runs import Run
 from poiesis.training.config import TrainConfig
 from poiesis.training.engine import Engine
@@ -109,6 +111,20 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     )
 
 
+SAMPLES: tuple[dict[str, Any], ...] = (
+    {"n": 70, "batch_size": 16},
+    {"n": 90, "batch_size": 16, "shard_size": 20},
+)
+COMPARE: dict[str, Any] = {"steps": 4, "samples": 80, "quiet": True}
+
+
+def numbers(run: Path) -> dict[str, float]:
+    """Judge a run; return its numbers but for its speed."""
+    config = EvaluationConfig(samples=90, likelihood_rows=120, batch_size=32)
+    found = evaluate(run, config).numbers
+    return {number.name: number.value for number in found if number.name != "sampling_speed"}
+
+
 def main(folder: Path) -> None:
     """Do all that two processes are asked for; one call, since starting them takes seconds."""
     processes.join()
@@ -124,6 +140,12 @@ def main(folder: Path) -> None:
         seen[f"sharded {name}"] = losses(name, networks)
     trained("vae", folder / "sharded", shard=SHARD["vae"])
     resumed(folder / "sharded", folder / "sharded-sharded", "vae")
+    for options in SAMPLES:
+        sample(folder / "one-vae", out=folder / f"two-samples-{len(options)}", **options)
+    seen["numbers"] = numbers(folder / "one-vae")
+    seen["texts"] = numbers(folder / "one-names")
+    compared = compare(["vae", "transformer"], "digits", out=folder / "two-compared", **COMPARE)
+    seen["compared"] = [row.model for row in compared.rows if not row.failure]
     if processes.main():
         (folder / "seen.json").write_text(json.dumps(seen))
     processes.barrier()
