@@ -12,7 +12,7 @@ from PIL import Image
 
 CAP = 32 * 2**20
 SIDE = 128
-COUNT = 4 * CAP // (3 * SIDE * SIDE)
+COUNT = 5 * CAP // (3 * SIDE * SIDE)
 
 SCRIPT = """
 import json, re, resource, sys
@@ -97,7 +97,7 @@ def test_a_set_four_times_the_memory_trains_in_the_same_order(folder):
     assert two["order"] == one["order"]
     # The last digit of a sum may depend on where in memory a batch lies.
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
-    assert len({row for batch in two["order"] for row in batch}) * 3 * SIDE * SIDE > 3.9 * CAP
+    assert len({row for batch in two["order"] for row in batch}) * 3 * SIDE * SIDE >= 4 * CAP
 
 
 def test_the_cap_holds(folder):
