@@ -140,7 +140,8 @@ class Engine:
                     logs, last_log, items, items_at = {}, now, 0, now
                 if due or now - last_bar > 0.5:
                     last_bar = now
-                    left = self._left(now - fit_started, self.step - done_before)
+                    each = (now - fit_started) / max(1, self.step - done_before)
+                    left = each * (schedule.total - self.step)
                     bar.update(self.step, rate, left, means)
                 if correct(schedule, self.step, self.seconds):
                     bar.total(schedule.total)
@@ -157,10 +158,6 @@ class Engine:
                 tracker.close()
         if self.stop and self.step < schedule.total and self.run is not None:
             self.save()
-
-    def _left(self, elapsed: float, done: int) -> float:
-        assert self.schedule is not None
-        return elapsed / max(1, done) * (self.schedule.total - self.step)
 
     def run_step(self) -> dict[str, Tensor]:
         """Run the phases that are due in this step; return their mean losses and logs."""
@@ -448,11 +445,7 @@ class Engine:
 
     def state_files(self) -> dict[str, Any]:
         """Return all that a resume needs, as checkpoint files by name."""
-        tensors, values = {}, {}
-        for name, optimizer in self.optimizers.items():
-            own_tensors, own_values = optim.state(optimizer)
-            tensors.update({f"{name}/{k}": v for k, v in own_tensors.items()})
-            values.update({f"{name}/{k}": v for k, v in own_values.items()})
+        tensors, values = optim.states(self.optimizers)
         extra_tensors, extra_values = {}, {}
         extra = distribution.gather_extra(self.model.extra_state(), self.model.per_process)
         for key, value in extra.items():
@@ -488,13 +481,11 @@ class Engine:
         self.enter(state["stage"])
         own = self.model.state_dict()
         tensors = files["model.safetensors"]
-        self.model.load_state_dict({k: distribution.place(v, own[k]) for k, v in tensors.items()})
+        placed = {k: distribution.place(v, own.get(k, v)) for k, v in tensors.items()}
+        self.model.load_state_dict(placed)
         if self.average.shadow:
             self.average.load(files["ema.safetensors"])
-        for name, optimizer in self.optimizers.items():
-            prefix = f"{name}/"
-            tensors = _with_prefix(files["optimizer.safetensors"], prefix)
-            optim.load_state(optimizer, tensors, _with_prefix(state["optimizers"], prefix))
+        optim.load_states(self.optimizers, files["optimizer.safetensors"], state["optimizers"])
         extra = {**files["extra.safetensors"], **state["extra"]}
         extra = distribution.own_extra(extra, self.model.per_process)
         self.model.load_extra_state(extra)
@@ -510,25 +501,15 @@ class Engine:
         """Continue from a checkpoint."""
         files: dict[str, Any] = {"state.json": checkpoint.json("state.json")}
         self.enter(files["state.json"]["stage"])
-        for name, own in self._owners().items():
-            tensors = checkpoint.tensors(f"{name}.safetensors", own)
-            files[f"{name}.safetensors"] = {k: v.to(self.device) for k, v in tensors.items()}
-        self.load_state_files(files)
-
-    def _owners(self) -> dict[str, Callable[[str], Tensor | None]]:
-        """Return, by file of a checkpoint, what finds the tensor that a saved one is split like."""
-        stepped = {
-            f"{name}/{parameter_name}": parameter
-            for name, optimizer in self.optimizers.items()
-            for parameter_name, parameter in optim.named(optimizer)
-        }
-        return {
+        stepped = optim.owners(self.optimizers)
+        # Where to find, by file, the tensor that a saved one is split like.
+        like: dict[str, Callable[[str], Tensor | None]] = {
             "model": self.model.state_dict().get,
             "ema": self.average.shadow.get,
             "optimizer": lambda key: stepped.get(key.rpartition("/")[0]),
             "extra": lambda key: None,
         }
-
-
-def _with_prefix(values: dict[str, Any], prefix: str) -> dict[str, Any]:
-    return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+        for name, find in like.items():
+            tensors = checkpoint.tensors(f"{name}.safetensors", find)
+            files[f"{name}.safetensors"] = {k: v.to(self.device) for k, v in tensors.items()}
+        self.load_state_files(files)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from poiesis.errors import ConfigError
@@ -15,7 +15,9 @@ from poiesis.models.base import GenerativeModel, Optim, Schedule
 from poiesis.training.distribution import is_sharded, place
 from poiesis.training.muon import Muon
 
-__all__ = ["build", "factor", "load_state", "named", "parameters", "state"]
+__all__ = ["build", "factor", "load_states", "owners", "parameters", "states"]
+
+Optimizers = Mapping[str, Optimizer]
 
 
 def parameters(model: GenerativeModel, optim: Optim) -> list[tuple[str, nn.Parameter]]:
@@ -76,31 +78,43 @@ def named(optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
         yield from zip(group["param_names"], group["params"], strict=True)
 
 
-def state(optimizer: Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return an optimizer's state: tensors and plain values, each by "parameter/key"."""
+def states(optimizers: Optimizers) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the optimizers' state: tensors and plain values by "optimizer/parameter/key"."""
     tensors, values = {}, {}
-    for name, parameter in named(optimizer):
-        for key, value in optimizer.state.get(parameter, {}).items():
-            (tensors if torch.is_tensor(value) else values)[f"{name}/{key}"] = value
+    for name, optimizer in optimizers.items():
+        for parameter_name, parameter in named(optimizer):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                kind = tensors if torch.is_tensor(value) else values
+                kind[f"{name}/{parameter_name}/{key}"] = value
     return tensors, values
 
 
-def load_state(
-    optimizer: Optimizer, tensors: dict[str, torch.Tensor], values: dict[str, Any]
+def owners(optimizers: Optimizers) -> dict[str, nn.Parameter]:
+    """Return the parameters by "optimizer/parameter"."""
+    return {
+        f"{name}/{parameter_name}": parameter
+        for name, optimizer in optimizers.items()
+        for parameter_name, parameter in named(optimizer)
+    }
+
+
+def load_states(
+    optimizers: Optimizers, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
 ) -> None:
-    """Take back what `state` returned, in the memory layout of each parameter.
+    """Take back what `states` returned, in the memory layout of each parameter.
 
     The layout matters: fused kernels walk parameter and state side by side in memory.
     """
-    owners = dict(named(optimizer))
-    optimizer.state.clear()
-    for key, value in {**values, **tensors}.items():
-        owner, name = key.split("/", 1)
-        parameter = owners[owner]
+    own = owners(optimizers)
+    for optimizer in optimizers.values():
+        optimizer.state.clear()
+    for path, value in {**values, **tensors}.items():
+        owner, key = path.rsplit("/", 1)
+        parameter = own[owner]
         if torch.is_tensor(value):
             if value.shape == parameter.shape:
                 value = place(value, parameter)
                 value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
             else:
                 value = value.clone()
-        optimizer.state[parameter][name] = value
+        optimizers[owner.partition("/")[0]].state[parameter][key] = value
