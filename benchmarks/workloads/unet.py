@@ -40,8 +40,6 @@ def ours_train(device: torch.device) -> Callable[[], Any]:
 def ours_sample(device: torch.device) -> Callable[[], Any]:
     """Our `sample` with its default sampler and steps."""
     model = _model().to(device)
-    if device.type == "cuda":
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     options = DDPM.Sampling(sampler="dpm-solver++", steps=STEPS)
     return lambda: model.sample(BATCH, seed=0, options=options, batch_size=BATCH)
 

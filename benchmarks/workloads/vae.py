@@ -17,6 +17,9 @@ from workloads.common import OURS, Gate, Side, Workload, image_data
 
 __all__ = ["WORKLOADS"]
 
+# The peer's progress bar would fill the terminal. Read once, when tqdm is first imported.
+os.environ.setdefault("TQDM_DISABLE", "1")
+
 IMAGES, BATCH, HIDDEN, LATENT, RATE = 60_000, 128, 512, 16, 1e-3
 
 
@@ -55,7 +58,6 @@ def ours(device: torch.device) -> Callable[[], Any]:
 
 def pythae(device: torch.device) -> Callable[[], Any]:
     """pythae's TrainingPipeline around the same encoder and decoder; it saves its model too."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # its progress bar would fill the terminal
     from pythae.models import VAE as PeerVAE
     from pythae.models import VAEConfig
     from pythae.models.base.base_utils import ModelOutput
