@@ -17,7 +17,7 @@ demo: setup
 	@$(BIN)/python -m poiesis.cli.demo
 
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: setup
 	@$(BIN)/python -m pytest -m "not gpu and not network and not browser" --timeout 1800

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Draws", "Noise", "active", "generator", "mix", "row_streams"]
+__all__ = ["Draws", "Noise", "active", "generator", "mix", "row_streams", "seed_torch"]
 
 _MASK = (1 << 64) - 1
 
@@ -40,6 +40,20 @@ def generator(*keys: int | str, device: torch.device | str = "cpu") -> torch.Gen
     import torch
 
     return torch.Generator(device=device).manual_seed(mix(*keys))
+
+
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seed torch's global generators of the CPU and of one device.
+
+    As torch.manual_seed, but without its 170 µs of preparing devices that nobody uses.
+    """
+    import torch
+
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 class Draws:

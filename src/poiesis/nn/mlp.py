@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from poiesis.nn.dropout import Dropout
+
 __all__ = ["mlp"]
 
 
@@ -29,6 +31,6 @@ def mlp(
                 layers.append(norm(a))
             layers.append(activation())
             if dropout:
-                layers.append(nn.Dropout(dropout))
+                layers.append(Dropout(dropout))
         layers.append(nn.Linear(a, b))
     return nn.Sequential(*layers)

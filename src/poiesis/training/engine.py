@@ -29,8 +29,8 @@ from poiesis.data.dataset import DataSet
 from poiesis.data.loader import Loader
 from poiesis.data.views import View
 from poiesis.errors import ConfigError, PoiesisError, RunError
-from poiesis.models.base import Batch, GenerativeModel, Phase, Stage, autocast, hardware_bf16
-from poiesis.rng import Draws, active, mix
+from poiesis.models.base import Batch, GenerativeModel, Phase, Stage, autocast
+from poiesis.rng import Draws, active, mix, seed_torch
 from poiesis.runs import Checkpoint, Run, write_atomic
 from poiesis.spec import Tokens
 from poiesis.training import distribution
@@ -78,8 +78,6 @@ class Engine:
         self.quiet = quiet or not self.main
         self.title = title or type(model).__name__.lower()
         self.device = model.device
-        if hardware_bf16(self.device) or self.device.type == "cuda":
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.compile:
             for network in model.networks().values():
                 network.compile()
@@ -181,7 +179,7 @@ class Engine:
         self._only_gradients_of(phase)
         total = self.batch_size(stage)
         keys = ("noise", self.seed, self._stage_index, self.step, index, repeat)
-        torch.manual_seed(mix(*keys, *distribution.own_key()))
+        seed_torch(mix(*keys, *distribution.own_key()), self.device)
         first, beyond = processes.share(total)
         parts = min(self.config.accumulate, total // processes.size())
         cuts = [first + (beyond - first) * k // parts for k in range(parts + 1)]
