@@ -92,20 +92,12 @@ def add_dropped(x: Tensor, branch: Tensor, p: float, training: bool = True) -> T
     return x + F.dropout(branch, p, training)
 
 
-class Dropout(nn.Module):
+class Dropout(nn.Dropout):
     """`dropout` as a module."""
 
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Return the same shape."""
-        return dropout(x, self.p, self.training)
-
-    def extra_repr(self) -> str:
-        """Show the share."""
-        return f"p={self.p}"
+        return dropout(input, self.p, self.training)
 
 
 class _DroppedAttention(Function):
