@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from poiesis.errors import PoiesisWarning
 from poiesis.models.trained import sample
+from poiesis.runs import Run
 from poiesis.training.verb import train
 from tests.distributed import work
 
@@ -104,6 +106,19 @@ def test_a_sharded_run_resumes_bit_for_bit_and_is_read_by_one_process(folder, tm
     assert work.distance(straight, work.state(folder / "two-vae")) < 1e-4
     work.resumed(folder / "sharded", tmp_path / "run", "vae")
     assert work.distance(work.state(tmp_path / "run"), straight) < 1e-5
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_dies_in_a_sharded_save_loses_one_checkpoint(tmp_path, folder, rank):
+    run = tmp_path / "run"
+    done = torchrun(str(ROOT / "tests/distributed/work.py"), str(run), str(rank))
+    assert done.returncode != 0 and "SIGKILL" in done.stderr
+    assert (run / "checkpoints" / ".step-00000003.tmp").is_dir()
+    assert Run(run).checkpoint().step == 2
+    with pytest.warns(PoiesisWarning, match="processes"):
+        train(resume=run, resume_anyway=True, quiet=True)
+    assert not list((run / "checkpoints").glob(".*"))
+    assert work.distance(work.state(run), work.state(folder / "sharded")) < 1e-4
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -1,11 +1,16 @@
-"""What one process and two do alike: run by the tests, and by torchrun as `work.py FOLDER`."""
+"""What one process and two do alike: run by the tests, and by torchrun as `work.py FOLDER`.
+
+`work.py FOLDER RANK`: a training in which the process of that rank dies while it saves.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,7 @@ from poiesis.runs import Run
 from poiesis.training.config import TrainConfig
 from poiesis.training.engine import Engine
 from poiesis.training.verb import train
+from tests.faults import Faults
 
 MODELS = ("vae", "dcgan", "transformer")
 STEPS = 20
@@ -152,5 +158,26 @@ def main(folder: Path) -> None:
     processes.leave()
 
 
+def killed(folder: Path, rank: int) -> None:
+    """Train with a sharded checkpoint after every step; one process dies while it writes a shard.
+
+    In its third checkpoint, in the middle of the first write of its own file.
+    """
+    processes.join()
+    torch.set_num_threads(1)
+    write, calls = processes.save_shards, itertools.count(1)
+
+    def dying(to: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+        fatal = next(calls) == 3 and processes.rank() == rank
+        with Faults(at=0 if fatal else None, only=("write",)):
+            write(to, tensors)
+
+    processes.save_shards = dying
+    trained("vae", folder, shard=SHARD["vae"], validations=0)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if len(sys.argv) > 2:
+        killed(Path(sys.argv[1]), int(sys.argv[2]))
+    else:
+        main(Path(sys.argv[1]))

@@ -279,6 +279,15 @@ def test_moving_average_of_weights_and_buffers(digits):
     with average.applied():
         assert network.bias[0].item() == pytest.approx(expected, rel=1e-5)
     assert network.bias[0].item() == 19
+    average.restart()
+    assert torch.equal(average.shadow["generator.bias"], network.bias)
+    assert average.shadow["generator.bias"] is not network.bias
+
+
+@pytest.mark.parametrize("name", ["vae", "dcgan", "ddpm"])
+def test_a_decay_of_zero_keeps_no_averages(digits, name):
+    assert Average(listed(name, digits, ema=0.9)).shadow
+    assert not Average(listed(name, digits, ema=0.0)).shadow
 
 
 def test_averages_fit_the_checkpoint(digits):

@@ -185,7 +185,7 @@ class GenerativeModel(nn.Module):
         raise NotImplementedError
 
     def ema(self) -> Mapping[str, float]:
-        """Return network name ("" is all) → decay per step of its weights' moving average."""
+        """Return network name ("" is all) → decay per step of its averaged weights; 0 is none."""
         return {}
 
     def draw(self, noise: Noise, condition: Tensor | None, options: Any) -> Tensor:

@@ -23,7 +23,7 @@ class Average:
 
     def __init__(self, model: GenerativeModel) -> None:
         self.model = model
-        self.decays = dict(model.ema())
+        self.decays = {network: decay for network, decay in model.ema().items() if decay}
         self.shadow: dict[str, Tensor] = {}
         self._pairs: dict[tuple[str, bool], tuple[list[Tensor], list[Tensor]]] = {}
         self._copies: list[tuple[Tensor, Tensor]] = []
@@ -52,6 +52,13 @@ class Average:
                 pair[1].append(tensor.detach())
             else:
                 self._copies.append((self.shadow[name], tensor))
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin anew from the weights as they are now, in the memory there is."""
+        self._build()
+        for _, name, tensor in self._live():
+            self.shadow[name].copy_(tensor)
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -342,7 +342,7 @@ class Engine:
         stage = self.stages[0]
         draws = Draws(("prepare", self.seed), total=self.batch_size(stage), device=self.device)
         self.model.prepare(self._batch(stage, stage.phases[0], 0, draws))
-        self.average = Average(self.model)
+        self.average.restart()
         self.prepared = True
 
     # -- on the way ----------------------------------------------------------------------------

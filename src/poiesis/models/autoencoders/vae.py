@@ -215,7 +215,7 @@ class VAE(GenerativeModel):
 
     def ema(self) -> Mapping[str, float]:
         """Average all weights."""
-        return {"": self.config.ema} if self.config.ema else {}
+        return {"": self.config.ema}
 
     def loss(self, batch: Batch, step: int) -> Loss:
         """Return the negative ELBO in nats (arXiv:1312.6114, eq. 10), with its KL weighted."""

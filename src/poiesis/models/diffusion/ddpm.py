@@ -84,7 +84,7 @@ class DDPM(GenerativeModel):
         clip: float = 1.0
         """Largest gradient norm."""
         ema: float = 0.999
-        """Decay per step of the weights' moving average, which samples are drawn from."""
+        """Decay per step of the averaged weights, with which it samples; 0 is none."""
 
         def __post_init__(self) -> None:
             check("channels", self.channels, low=2)
@@ -97,7 +97,7 @@ class DDPM(GenerativeModel):
             check("learning_rate", self.learning_rate, low=0, open_low=True)
             check("warmup", self.warmup, low=0)
             check("clip", self.clip, low=0, open_low=True)
-            check("ema", self.ema, low=0, high=1)
+            check("ema", self.ema, low=0, high=0.999999)
             if not self.multipliers:
                 raise ConfigError("multipliers is empty: give one width per resolution, e.g. 1,2,2")
             for multiplier in self.multipliers:

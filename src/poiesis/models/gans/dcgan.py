@@ -148,7 +148,7 @@ class DCGAN(GenerativeModel):
 
     def ema(self) -> Mapping[str, float]:
         """Average the generator."""
-        return {"generator": self.config.ema} if self.config.ema else {}
+        return {"generator": self.config.ema}
 
     def discriminator_loss(self, batch: Batch, step: int) -> Loss:
         """Return -log D(x) - log(1 - D(G(z))); real and fake are separate batches to BatchNorm."""

@@ -143,7 +143,7 @@ class GAN(GenerativeModel):
 
     def ema(self) -> Mapping[str, float]:
         """Average the generator."""
-        return {"generator": self.config.ema} if self.config.ema else {}
+        return {"generator": self.config.ema}
 
     def discriminator_loss(self, batch: Batch, step: int) -> Loss:
         """Return -log D(x) - log(1 - D(G(z))) per sample."""
