@@ -10,6 +10,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,50 @@ MODELS: dict[str, Entry] = {
             family="autoencoders",
             accepts=("image", "vector"),
             summary="variational autoencoder: smooth latent space, likelihood bound, fast",
+        ),
+        Entry(
+            name="beta-vae",
+            target="poiesis.models.autoencoders.vae:VAE",
+            family="autoencoders",
+            accepts=("image", "vector"),
+            summary="VAE with the KL term weighted by 4: disentangled codes",
+            options={"beta": 4.0},
+        ),
+        Entry(
+            name="cvae",
+            target="poiesis.models.autoencoders.vae:VAE",
+            family="autoencoders",
+            accepts=("image", "vector"),
+            summary="VAE conditioned on the class",
+            options={"conditional": True},
+        ),
+        Entry(
+            name="autoencoder",
+            target="poiesis.models.autoencoders.autoencoder:Autoencoder",
+            family="autoencoders",
+            accepts=("image", "vector"),
+            summary="autoencoder: codes of few numbers, sharp reconstructions",
+        ),
+        Entry(
+            name="denoising-autoencoder",
+            target="poiesis.models.autoencoders.denoising_autoencoder:DenoisingAutoencoder",
+            family="autoencoders",
+            accepts=("image", "vector"),
+            summary="autoencoder that removes Gaussian, salt-and-pepper or masking noise",
+        ),
+        Entry(
+            name="sparse-autoencoder",
+            target="poiesis.models.autoencoders.sparse_autoencoder:SparseAutoencoder",
+            family="autoencoders",
+            accepts=("image", "vector"),
+            summary="autoencoder with a wide code of few active units",
+        ),
+        Entry(
+            name="contractive-autoencoder",
+            target="poiesis.models.autoencoders.contractive_autoencoder:ContractiveAutoencoder",
+            family="autoencoders",
+            accepts=("image", "vector"),
+            summary="autoencoder whose codes resist small disturbances",
         ),
         Entry(
             name="gan",
@@ -138,43 +183,55 @@ def describe(name: str) -> Description:
     if found is None or found.origin is None:
         raise ConfigError(f"the module {module!r} of model {name!r} can't be found")
     path = Path(found.origin)
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    node = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == attribute)
-    presets = {
-        item.name: inspect.cleandoc(ast.get_docstring(item) or "")
-        for item in node.body
-        if isinstance(item, ast.FunctionDef)
-        and any(ast.unparse(d).split(".")[-1] == "preset" for d in item.decorator_list)
-    }
-    inner = {n.name: n for n in node.body if isinstance(n, ast.ClassDef)}
-
-    def options(cls: str) -> dict[str, tuple[str, str]]:
-        return _options(inner[cls], tree) if cls in inner else {}
-
+    node, tree = _class(path, attribute)
+    presets: dict[str, str] = {}
+    options: dict[str, tuple[str, str]] = {}
+    sampling: dict[str, tuple[str, str]] = {}
+    for base, module_tree in [*reversed(list(_bases(node, tree))), (node, tree)]:
+        for item in base.body:
+            if isinstance(item, ast.FunctionDef) and any(
+                ast.unparse(d).split(".")[-1] == "preset" for d in item.decorator_list
+            ):
+                presets[item.name] = inspect.cleandoc(ast.get_docstring(item) or "")
+            elif isinstance(item, ast.ClassDef) and item.name == "Config":
+                options |= _options(item, module_tree)
+            elif isinstance(item, ast.ClassDef) and item.name == "Sampling":
+                sampling |= _options(item, module_tree)
     return Description(
         doc=inspect.cleandoc(ast.get_docstring(node) or ""),
         presets=presets,
-        options=options("Config"),
-        sampling=options("Sampling"),
+        options=options,
+        sampling=sampling,
         path=path,
     )
 
 
-def _options(node: ast.ClassDef, module: ast.Module) -> dict[str, tuple[str, str]]:
-    """Return field → (default, docstring) of a class, those of an imported base first."""
-    found: dict[str, tuple[str, str]] = {}
-    bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+def _class(path: Path, name: str) -> tuple[ast.ClassDef, ast.Module]:
+    """Return the source of a class and of its module."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), tree
+
+
+def _bases(node: ast.ClassDef, module: ast.Module) -> Iterator[tuple[ast.ClassDef, ast.Module]]:
+    """Yield the sources of the project's classes that a class is built on, nearest first."""
+    names = {base.id for base in node.bases if isinstance(base, ast.Name)}
     for item in module.body:
-        if isinstance(item, ast.ImportFrom) and item.module:
-            for alias in item.names:
-                if (alias.asname or alias.name) in bases:
-                    spec = importlib.util.find_spec(item.module)
-                    if spec is None or spec.origin is None:
-                        continue
-                    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-                    for other in tree.body:
-                        if isinstance(other, ast.ClassDef) and other.name == alias.name:
-                            found.update(_options(other, tree))
+        if not isinstance(item, ast.ImportFrom) or not (item.module or "").startswith("poiesis."):
+            continue
+        for alias in item.names:
+            if (alias.asname or alias.name) in names:
+                spec = importlib.util.find_spec(item.module or "")
+                if spec is not None and spec.origin is not None:
+                    found = _class(Path(spec.origin), alias.name)
+                    yield found
+                    yield from _bases(*found)
+
+
+def _options(node: ast.ClassDef, module: ast.Module) -> dict[str, tuple[str, str]]:
+    """Return field → (default, docstring) of a class, those of imported bases first."""
+    found: dict[str, tuple[str, str]] = {}
+    for base in reversed(list(_bases(node, module))):
+        found |= _options(*base)
     docs = class_field_docs(node)
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):

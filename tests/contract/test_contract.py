@@ -63,6 +63,52 @@ CASES = {
         },
         learns="vae",
     ),
+    "autoencoder": Case(
+        name="autoencoder",
+        options={"widths": (32,), "latent_dim": 4, "learning_rate": 1e-2},
+        learns="loss",
+    ),
+    "autoencoder, residual": Case(
+        name="autoencoder",
+        options={
+            "network": "residual",
+            "widths": (8, 8),
+            "latent_dim": 4,
+            "distance": "bernoulli",
+            "learning_rate": 1e-2,
+        },
+        learns="loss",
+    ),
+    "beta-vae": Case(
+        name="beta-vae",
+        options={"widths": (32,), "latent_dim": 4, "learning_rate": 1e-2},
+        learns="vae",
+    ),
+    "cvae": Case(
+        name="cvae",
+        options={"widths": (32,), "latent_dim": 4, "learning_rate": 1e-2},
+        learns="vae",
+    ),
+    "denoising-autoencoder": Case(
+        name="denoising-autoencoder",
+        options={"widths": (32,), "latent_dim": 4, "learning_rate": 1e-2},
+        learns="loss",
+    ),
+    "sparse-autoencoder": Case(
+        name="sparse-autoencoder",
+        options={"latent_dim": 40, "active": 5, "learning_rate": 1e-2},
+        learns="loss",
+    ),
+    "sparse-autoencoder, kl": Case(
+        name="sparse-autoencoder",
+        options={"latent_dim": 16, "sparsity": "kl", "learning_rate": 1e-2},
+        learns="loss",
+    ),
+    "contractive-autoencoder": Case(
+        name="contractive-autoencoder",
+        options={"widths": (32,), "latent_dim": 4, "learning_rate": 1e-2},
+        learns="loss",
+    ),
     "gan": Case(
         name="gan",
         options={"generator_widths": (32,), "discriminator_widths": (32,), "latent_dim": 8},

@@ -203,6 +203,13 @@ class GenerativeModel(nn.Module):
     def after_step(self, phase: Phase, step: int) -> None:
         """Do what follows an optimizer step: codebook averages, weight clipping."""
 
+    def settle(self, batches: Callable[[int], Iterator[Batch]]) -> None:
+        """Bring buffers that follow from all the data and the weights up to date.
+
+        Called without gradients and with the averaged weights, before samples are drawn and
+        before a checkpoint. batches(n): at most n training rows, spread evenly, unaugmented.
+        """
+
     def validate(self, batch: Batch) -> dict[str, Tensor] | None:
         """Return per-sample values (b,) to watch on held-out data, the first to be minimised."""
         return None

@@ -17,7 +17,7 @@ import io
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,7 @@ class Engine:
         self.best = math.inf
         self.stop = False
         self.prepared = False
+        self._settled = -1
         self.schedule: Schedule | None = None
         self._bar: Bar | None = None
         self.watch = ""
@@ -371,6 +372,7 @@ class Engine:
         if value < self.best:
             self.best = value
             if self.run is not None:
+                self._settle()
                 files = self.state_files()
                 weights = {k: files[k] for k in ("model.safetensors", "ema.safetensors")}
                 weights["state.json"] = {"step": self.step, self.watch: value}
@@ -383,22 +385,52 @@ class Engine:
         """Return means over held-out rows of what the model watches, with averaged weights."""
         split = "validation" if "validation" in self.data.splits else "train"
         stage = self.stages[self._stage_index]
-        loader = Loader(
+        with (
+            self.average.applied(),
+            distribution.whole_networks(self.sharded),
+            autocast(self.device, self.config.precision),
+        ):
+            return held_out_means(self.model, self._in_order(split), stage.transform)
+
+    def _in_order(self, split: str) -> Loader:
+        """Return a loader of a split in the stage's view, unaugmented."""
+        stage = self.stages[self._stage_index]
+        return Loader(
             self.data.splits[split],
             self.data.spec,
             stage.view or self.model.spec,
             batch_size=self.batch_size(stage),
             device=self.device,
         )
+
+    @torch.no_grad()
+    def _settle(self) -> None:
+        """Let the model follow its weights with what it keeps of all the data, once per step."""
+        if self._settled == self.step or type(self.model).settle is GenerativeModel.settle:
+            return
+
+        def batches(limit: int) -> Iterator[Batch]:
+            for x, y, where in self._in_order("train").in_order(limit):
+                draws = Draws(("settle", int(where[0])), total=len(where), device=self.device)
+                condition = y if self.model.condition is not None else None
+                batch = Batch(x=x, condition=condition, index=where, draws=draws, size=len(where))
+                yield batch if transform is None else transform(batch)
+
+        transform = self.stages[self._stage_index].transform
+        training = self.model.training
+        self.model.eval()
         with (
             self.average.applied(),
             distribution.whole_networks(self.sharded),
             autocast(self.device, self.config.precision),
         ):
-            return held_out_means(self.model, loader, stage.transform)
+            self.model.settle(batches)
+        self.model.train(training)
+        self._settled = self.step
 
     def grid_samples(self) -> list[Any]:
         """Return raw samples from the averaged weights, always from the same noise."""
+        self._settle()
         codec = self.data.codec
         view = View(self.data.spec, self.model.spec)
         count = GRID_SAMPLES if codec.suffix == ".png" else 4
@@ -470,6 +502,7 @@ class Engine:
     def save(self) -> Path:
         """Write a checkpoint; raises RunError, leaving the one before whole."""
         assert self.run is not None
+        self._settle()
         files, shards = distribution.part(self.state_files())
         return self.run.save_checkpoint(self.step, files, keep=self.config.keep, shards=shards)
 
@@ -487,7 +520,7 @@ class Engine:
         extra = {**files["extra.safetensors"], **state["extra"]}
         extra = distribution.own_extra(extra, self.model.per_process)
         self.model.load_extra_state(extra)
-        self.step = state["step"]
+        self.step, self._settled = state["step"], -1
         self.seconds = state["seconds"]
         self.best = math.inf if state["best"] is None else state["best"]
         self.watch = state["watch"]

@@ -1,7 +1,8 @@
-"""Encoders and decoders: residual and plain convolutions, dense layers.
+"""Encoders and decoders: residual and plain convolutions, dense layers, matrices.
 
-Each builder takes the model's options, its data and the values per pixel that the decoder is to
-give, and returns the parts of an encoder and of a decoder, to be put into `Labelled`.
+Each builder takes the model's options, its data, the values per latent dimension that the encoder
+is to give (mean and variance: 2) and those per pixel that the decoder is to give, and returns the
+parts of an encoder and of a decoder, to be put into `Labelled`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,21 @@ from typing import Protocol
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from poiesis.errors import SpecError
 from poiesis.nn.mlp import mlp
-from poiesis.spec import Spec
+from poiesis.spec import Grid, Spec
 
-__all__ = ["Labelled", "NetworkConfig", "Part", "dense", "level_widths", "plain", "residual"]
+__all__ = [
+    "Labelled",
+    "NetworkConfig",
+    "Part",
+    "dense",
+    "fitting",
+    "level_widths",
+    "linear",
+    "plain",
+    "residual",
+]
 
 Part = tuple[nn.Module, nn.Module, int]
 """Stem, body, and the width of the stem's output."""
@@ -24,6 +36,11 @@ Part = tuple[nn.Module, nn.Module, int]
 
 class NetworkConfig(Protocol):
     """The options that the builders read."""
+
+    @property
+    def network(self) -> str:
+        """Which of the builders."""
+        ...
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -97,7 +114,31 @@ def level_widths(spec: Spec, first: int = 32) -> tuple[int, ...]:
     return tuple(min(first * 2**i, 256) for i in range(levels))
 
 
-def dense(config: NetworkConfig, spec: Spec, k: int) -> tuple[Part, Part]:
+def fitting(name: str, config: NetworkConfig, spec: Spec) -> Grid:
+    """Return the spec of images; raises SpecError if they are none, or too small or large."""
+    if not isinstance(spec, Grid) or len(spec.size) != 2 or not 1 <= spec.channels <= 4:
+        raise SpecError(f"{name} learns images of 1 to 4 channels or vectors, not {spec}")
+    # Unpadded convolutions need something left at the deepest level.
+    lowest = 2 ** (len(config.widths) + 1) - 1 if config.network == "conv" else 4
+    if min(spec.size) < lowest or max(spec.size) > 512:
+        raise SpecError(
+            f"{name} with network {config.network!r} takes images of {lowest} to 512 px, "
+            f"not {spec.size}; resize them"
+        )
+    return spec
+
+
+def linear(config: NetworkConfig, spec: Spec, m: int, k: int) -> tuple[Part, Part]:
+    """One matrix each way."""
+    z, shape = config.latent_dim, (k * spec.shape[0], *spec.shape[1:])
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(spec.dims, m * z))
+    return (
+        (encoder, nn.Identity(), m * z),
+        (nn.Linear(z, math.prod(shape)), nn.Unflatten(1, shape), math.prod(shape)),
+    )
+
+
+def dense(config: NetworkConfig, spec: Spec, m: int, k: int) -> tuple[Part, Part]:
     """Dense layers with LayerNorm and SiLU, which learn about twice as fast as ReLU alone."""
     widths, z = config.widths, config.latent_dim
     shape = (k * spec.shape[0], *spec.shape[1:])
@@ -109,12 +150,12 @@ def dense(config: NetworkConfig, spec: Spec, k: int) -> tuple[Part, Part]:
     back = widths[::-1]
     decoder_body = nn.Sequential(*after((*back, math.prod(shape))), nn.Unflatten(1, shape))
     return (
-        (encoder, nn.Sequential(*after((*widths, 2 * z))), widths[0]),
+        (encoder, nn.Sequential(*after((*widths, m * z))), widths[0]),
         (nn.Linear(z, back[0]), decoder_body, back[0]),
     )
 
 
-def plain(config: NetworkConfig, spec: Spec, k: int) -> tuple[Part, Part]:
+def plain(config: NetworkConfig, spec: Spec, m: int, k: int) -> tuple[Part, Part]:
     """Strided convolutions without padding, transposed ones back, as in TensorFlow's tutorial."""
     widths, z = config.widths, config.latent_dim
     stem = nn.Conv2d(spec.shape[0], widths[0], 3, stride=2)
@@ -123,7 +164,7 @@ def plain(config: NetworkConfig, spec: Spec, k: int) -> tuple[Part, Part]:
     for a, b in itertools.pairwise(widths):
         layers += [nn.Conv2d(a, b, 3, stride=2), nn.ReLU()]
         size = tuple((side - 1) // 2 for side in size)
-    layers += [nn.Flatten(), nn.Linear(widths[-1] * math.prod(size), 2 * z)]
+    layers += [nn.Flatten(), nn.Linear(widths[-1] * math.prod(size), m * z)]
 
     sizes = _sizes(spec.shape[1:], len(widths))
     start = (widths[0], *sizes[-1])
@@ -144,7 +185,7 @@ def plain(config: NetworkConfig, spec: Spec, k: int) -> tuple[Part, Part]:
     )
 
 
-def residual(config: NetworkConfig, spec: Spec, k: int) -> tuple[Part, Part]:
+def residual(config: NetworkConfig, spec: Spec, m: int, k: int) -> tuple[Part, Part]:
     """Strided convolutions and residual blocks; back by pixel shuffling, all below full size."""
     widths, z = config.widths, config.latent_dim
     sizes = _sizes(spec.shape[1:], len(widths))
@@ -158,7 +199,7 @@ def residual(config: NetworkConfig, spec: Spec, k: int) -> tuple[Part, Part]:
         layers += [nn.ReLU(), nn.Conv2d(a, b, 3, stride=2, padding=1), *blocks(b)]
     start = (widths[-1], *sizes[-1])
     inner = math.prod(start)
-    layers += [nn.ReLU(), nn.Flatten(), nn.Linear(inner, 2 * z)]
+    layers += [nn.ReLU(), nn.Flatten(), nn.Linear(inner, m * z)]
 
     back: list[nn.Module] = [nn.Unflatten(1, start)]
     outputs = (*widths[-2::-1], k * spec.shape[0])

@@ -6,6 +6,7 @@ s importance samples, z latent dimensions.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,14 @@ from torch.nn import functional as F
 
 from poiesis.config import check
 from poiesis.errors import ConfigError, SpecError
-from poiesis.models.autoencoders.networks import Labelled, dense, level_widths, plain, residual
+from poiesis.models.autoencoders.networks import (
+    Labelled,
+    dense,
+    fitting,
+    level_widths,
+    plain,
+    residual,
+)
 from poiesis.models.base import (
     Batch,
     GenerativeModel,
@@ -168,17 +176,9 @@ class VAE(GenerativeModel):
             if config.likelihood == "bernoulli" and spec.domain not in ("bits", "unit"):
                 raise SpecError(f"likelihood bernoulli needs bits; use gaussian for a {spec}")
             return spec
-        if not isinstance(spec, Grid) or len(spec.size) != 2 or not 1 <= spec.channels <= 4:
-            raise SpecError(f"a VAE learns images of 1 to 4 channels or vectors, not {spec}")
-        # Unpadded convolutions need something left at the deepest level.
-        lowest = 2 ** (len(config.widths) + 1) - 1 if config.network == "conv" else 4
-        if min(spec.size) < lowest or max(spec.size) > 512:
-            raise SpecError(
-                f"a VAE with network {config.network!r} takes images of {lowest} to 512 px, "
-                f"not {spec.size}; resize them"
-            )
+        image = fitting("a VAE", config, spec)
         domain = "unit" if config.likelihood == "bernoulli" else "signed"
-        return Grid(channels=spec.channels, size=spec.size, domain=domain, levels=spec.levels)
+        return dataclasses.replace(image, domain=domain)
 
     def __init__(self, config: Config, spec: Spec, condition: Classes | None = None) -> None:
         if config.conditional and condition is None:
@@ -186,7 +186,7 @@ class VAE(GenerativeModel):
         super().__init__(config, spec, condition if config.conditional else None)
         builder = {"residual": residual, "conv": plain, "mlp": dense}[config.network]
         k = 2 if config.likelihood == "logistic" else 1
-        encoder, decoder = builder(config, spec, k)
+        encoder, decoder = builder(config, spec, 2, k)
         classes = self.condition.count if self.condition else 0
         self.encoder = Labelled(encoder, classes)
         self.decoder = Labelled(decoder, classes)

@@ -1,0 +1,74 @@
+"""Denoising autoencoder: Vincent et al., JMLR 11 (2010) 3371-3408."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from poiesis.config import check
+from poiesis.models.autoencoders.autoencoder import Autoencoder
+from poiesis.models.base import Batch, Loss
+from poiesis.spec import Grid
+
+__all__ = ["DenoisingAutoencoder"]
+
+
+class DenoisingAutoencoder(Autoencoder):
+    """Denoising autoencoder: learns to bring back clean data from spoilt ones.
+
+    Good at: removing noise of the kind it was trained with; codes that mind structure, not noise.
+
+    Not good at: noise of another kind or strength; fine detail, which the code is too narrow for
+    (more latent_dim helps); sampling, as all autoencoders.
+
+    Cost: as the autoencoder.
+
+    Papers: Vincent et al., Extracting and Composing Robust Features with Denoising Autoencoders,
+    doi:10.1145/1390156.1390294; Stacked Denoising Autoencoders, JMLR 11 (2010) 3371-3408.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Autoencoder.Config):
+        """Options of the denoising autoencoder."""
+
+        noise: Literal["gaussian", "salt-and-pepper", "masking"] = "gaussian"
+        """gaussian: added; salt-and-pepper: values set to the lowest or highest; masking: values
+        set to the lowest (of vectors: to 0)."""
+        level: float = 0.5
+        """gaussian: standard deviation, where the range from black to white is 1 (of vectors: in
+        their own units); else the share of values that are spoilt."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check("level", self.level, low=0, high=100 if self.noise == "gaussian" else 1)
+
+    def corrupt(self, batch: Batch) -> Tensor:
+        """Return the data of a batch, spoilt; pictures stay in range, as files of them would."""
+        x, level = batch.x.float(), self.config.level
+        low, high = -1.0, 1.0
+        if self.config.distance == "bernoulli" or getattr(self.spec, "domain", "") == "unit":
+            low = 0.0
+        if self.config.noise == "gaussian":
+            if not isinstance(self.spec, Grid):
+                return x + level * batch.randn(*self.spec.shape)
+            noisy = x + (high - low) * level * batch.randn(*self.spec.shape)
+            return noisy.clamp(low, high)
+        u = batch.rand(*self.spec.shape)
+        if self.config.noise == "masking":
+            return x.masked_fill(u < level, low if isinstance(self.spec, Grid) else 0.0)
+        return torch.where(u < level / 2, low, torch.where(u < level, high, x))
+
+    def loss(self, batch: Batch, step: int) -> Loss:
+        """Return the distance of the clean data from the spoilt ones' reconstruction (b,)."""
+        output = self.decoder(self.code(self.corrupt(batch)), None)
+        distance = self.distance(batch.x, output)
+        return distance, {"distance": distance}
+
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the distance and mean squared error of what was cleaned, each (b,)."""
+        output = self.decoder(self.code(self.corrupt(batch)), None)
+        error = (self.shown(output) - batch.x).float().square().flatten(1).mean(1)
+        return {"distance": self.distance(batch.x, output), "mse": error}
