@@ -76,6 +76,13 @@ MODELS: dict[str, Entry] = {
             options={"conditional": True},
         ),
         Entry(
+            name="iwae",
+            target="poiesis.models.autoencoders.iwae:IWAE",
+            family="autoencoders",
+            accepts=("image", "vector"),
+            summary="importance weighted autoencoder: a VAE with a tighter bound",
+        ),
+        Entry(
             name="autoencoder",
             target="poiesis.models.autoencoders.autoencoder:Autoencoder",
             family="autoencoders",

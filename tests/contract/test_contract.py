@@ -63,6 +63,11 @@ CASES = {
         },
         learns="vae",
     ),
+    "iwae": Case(
+        name="iwae",
+        options={"widths": (32,), "latent_dim": 4, "learning_rate": 1e-2},
+        learns="vae",
+    ),
     "autoencoder": Case(
         name="autoencoder",
         options={"widths": (32,), "latent_dim": 4, "learning_rate": 1e-2},

@@ -74,6 +74,8 @@ class VAE(GenerativeModel):
         likelihood: Literal["bernoulli", "gaussian", "logistic"] = "bernoulli"
         """p(x|z): bernoulli for bits (gray levels count as probabilities), gaussian with learned
         spread for real values, logistic (discretised) for levels."""
+        dynamic: bool = False
+        """Draw gray levels as bits anew whenever they are seen (bernoulli)."""
         beta: float = 1.0
         """Weight of the KL term (beta-VAE); 1 is the bound itself."""
         kl_warmup: int = 0
@@ -100,6 +102,11 @@ class VAE(GenerativeModel):
                 check("widths", width, low=1, high=8192)
             check("blocks", self.blocks, low=0, high=64)
             check("latent_dim", self.latent_dim, low=1, high=65536)
+            if self.dynamic and self.likelihood != "bernoulli":
+                raise ConfigError(
+                    f"dynamic = True makes bits, which likelihood {self.likelihood!r} is not for; "
+                    "use bernoulli"
+                )
             check("beta", self.beta, low=0)
             check("kl_warmup", self.kl_warmup, low=0)
             check("free_bits", self.free_bits, low=0)
@@ -121,21 +128,21 @@ class VAE(GenerativeModel):
             check("temperature", self.temperature, low=0, high=100)
 
     @preset
-    @staticmethod
-    def default(spec: Spec) -> Config:
+    @classmethod
+    def default(cls, spec: Spec) -> Any:
         """An MLP for vectors and images of up to 1,024 values, else residual convolutions.
 
         On a CPU the MLP reaches a better bound on small images in the same minutes.
         """
         small = not isinstance(spec, Grid) or spec.dims <= 1024
-        return VAE.mlp(spec) if small else VAE.residual(spec)
+        return cls.mlp(spec) if small else cls.residual(spec)
 
     @preset
-    @staticmethod
-    def mlp(spec: Spec) -> Config:
+    @classmethod
+    def mlp(cls, spec: Spec) -> Any:
         """Two hidden layers: for vectors and images of few pixels."""
         tiny = spec.dims <= 256
-        return VAE.Config(
+        return cls.Config(
             network="mlp",
             widths=(256, 256) if tiny else (512, 512),
             likelihood=_likelihood(spec),
@@ -144,16 +151,16 @@ class VAE(GenerativeModel):
         )
 
     @preset
-    @staticmethod
-    def residual(spec: Spec) -> Config:
+    @classmethod
+    def residual(cls, spec: Spec) -> Any:
         """Residual convolutions, as deep as the image needs."""
-        return VAE.Config(widths=level_widths(spec), likelihood=_likelihood(spec), weight_decay=0.3)
+        return cls.Config(widths=level_widths(spec), likelihood=_likelihood(spec), weight_decay=0.3)
 
     @preset
-    @staticmethod
-    def tutorial(spec: Spec) -> Config:
+    @classmethod
+    def tutorial(cls, spec: Spec) -> Any:
         """The convolutional VAE of TensorFlow's tutorial: 69,989 parameters at 28 px."""
-        return VAE.Config(
+        return cls.Config(
             network="conv",
             widths=(32, 64),
             latent_dim=2,
@@ -166,7 +173,7 @@ class VAE(GenerativeModel):
     # -- data ------------------------------------------------------------------------------------
 
     @classmethod
-    def view(cls, config: Config, spec: Spec) -> Spec:
+    def view(cls, config: Any, spec: Spec) -> Spec:
         """Return images in [0, 1] (bernoulli) or [-1, 1], vectors as they are."""
         if isinstance(spec, Vector):
             if config.network != "mlp":
@@ -178,9 +185,11 @@ class VAE(GenerativeModel):
             return spec
         image = fitting("a VAE", config, spec)
         domain = "unit" if config.likelihood == "bernoulli" else "signed"
+        if config.dynamic:
+            domain = "bits"
         return dataclasses.replace(image, domain=domain)
 
-    def __init__(self, config: Config, spec: Spec, condition: Classes | None = None) -> None:
+    def __init__(self, config: Any, spec: Spec, condition: Classes | None = None) -> None:
         if config.conditional and condition is None:
             raise ConfigError("conditional = True needs data with classes; set it to False")
         super().__init__(config, spec, condition if config.conditional else None)
