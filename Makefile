@@ -1,8 +1,9 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
+RESULTS ?= benchmarks/results
 
-.PHONY: setup demo test test-all lint format clean
+.PHONY: setup demo test test-all lint format clean bench-speed bench-precision bench-quality
 
 setup: $(STAMP)
 
@@ -28,9 +29,28 @@ lint: setup
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
 
+# The numbers in benchmarks/results; see benchmarks/README.md for what they take.
+.peers/.installed: benchmarks/requirements.txt
+	@test -x .peers/bin/python || $(PYTHON) -m venv .peers || python3 -m venv .peers
+	@echo "Installing the packages to compare with into .peers …"
+	@.peers/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
+	@.peers/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< --editable .
+	@.peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "pythae==0.1.2"
+	@touch $@
+
+bench-speed: setup .peers/.installed
+	OMP_NUM_THREADS=2 .peers/bin/python benchmarks/speed.py --out $(RESULTS)/speed.jsonl
+	$(BIN)/python benchmarks/scaling.py --out $(RESULTS)/scaling.jsonl
+
+bench-precision: setup
+	$(BIN)/python benchmarks/precision.py --steps 120 --out $(RESULTS)/precision.jsonl
+
+bench-quality: setup
+	$(BIN)/python benchmarks/quality.py --out $(RESULTS)
+
 format: setup
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .peers build dist .pytest_cache .ruff_cache .hypothesis

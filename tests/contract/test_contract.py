@@ -114,6 +114,39 @@ CASES = {
         options={"widths": (32,), "latent_dim": 4, "learning_rate": 1e-2},
         learns="loss",
     ),
+    "vq-vae": Case(
+        name="vq-vae",
+        options={
+            "widths": (16,),
+            "codes": 32,
+            "code_dim": 8,
+            "learning_rate": 1e-2,
+            "prior_layers": 1,
+            "prior_width": 16,
+            "prior_heads": 2,
+        },
+        learns="autoencoder",
+    ),
+    "vq-vae, by gradient, by class": Case(
+        name="vq-vae",
+        options={
+            "widths": (8, 16),
+            "codes": 16,
+            "code_dim": 8,
+            "codebook": "gradient",
+            "conditional": True,
+            "learning_rate": 1e-2,
+            "prior_layers": 1,
+            "prior_width": 16,
+            "prior_heads": 2,
+        },
+        learns="autoencoder",
+    ),
+    "vae-gan": Case(
+        name="vae-gan",
+        options={"widths": (8, 8), "latent_dim": 4, "learning_rate": 2e-3},
+        learns="discriminator",
+    ),
     "gan": Case(
         name="gan",
         options={"generator_widths": (32,), "discriminator_widths": (32,), "latent_dim": 8},
@@ -267,7 +300,7 @@ def test_gradients_reach_every_parameter(case):
 
         parameter.register_post_accumulate_grad_hook(note)
     # Layers that start at zero let gradients through to those before them only after a few steps.
-    new_engine(case, model, steps=4).fit()
+    new_engine(case, model, steps=4 * len(model.stages())).fit()
     assert {label for label, _ in model.named_parameters()} - reached == set()
 
 

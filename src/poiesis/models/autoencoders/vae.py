@@ -40,7 +40,7 @@ from poiesis.models.capabilities import LogProb
 from poiesis.rng import Noise, generator
 from poiesis.spec import Classes, Grid, Spec, Vector
 
-__all__ = ["VAE", "log_logistic", "log_normal"]
+__all__ = ["VAE", "kl_normal", "log_logistic", "log_normal"]
 
 _ROWS = 4096  # decoder rows at a time in log_prob: bounds its memory
 
@@ -250,8 +250,8 @@ class VAE(GenerativeModel):
         """Return -log p(x|z) (b,) for one z ~ q, and the KL of each latent dimension (b, z)."""
         mean, log_variance = self._posterior(batch.x, batch.condition)
         z = mean + (0.5 * log_variance).exp() * batch.randn(self.config.latent_dim)
-        kl_bz = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
-        return -self._log_likelihood(batch.x, self.decoder(z, batch.condition)), kl_bz
+        output = self.decoder(z, batch.condition)
+        return -self._log_likelihood(batch.x, output), kl_normal(mean, log_variance)
 
     def _posterior(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.config.likelihood == "bernoulli" and isinstance(self.spec, Grid):
@@ -373,6 +373,11 @@ class VAE(GenerativeModel):
         if condition is None:
             raise ConfigError("this VAE is conditional; give the class of each sample")
         return condition
+
+
+def kl_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Return KL(N(mean, variance) || N(0, 1)), elementwise, in nats."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
 
 
 def log_normal(x: Tensor, mean: Tensor, log_sigma: Tensor) -> Tensor:
