@@ -19,6 +19,7 @@ _LAZY = {
     "evaluate": "poiesis.evaluation.protocol",
     "list_models": "poiesis.registry",
     "load": "poiesis.models.trained",
+    "reduce": "poiesis.apply.reduce",
     "report": "poiesis.reporting.page",
     "sample": "poiesis.models.trained",
     "train": "poiesis.training.verb",
