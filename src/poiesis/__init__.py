@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "compare": "poiesis.comparison",
+    "denoise": "poiesis.apply.denoise",
     "evaluate": "poiesis.evaluation.protocol",
     "list_models": "poiesis.registry",
     "load": "poiesis.models.trained",

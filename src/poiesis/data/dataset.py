@@ -45,8 +45,8 @@ class Codec(Protocol):
         """Write one raw sample to a file, with the recipe that made it."""
         ...
 
-    def preview(self, raws: list[Any]) -> Any:
-        """Return a PIL picture of several raw samples."""
+    def preview(self, raws: list[Any], columns: int | None = None) -> Any:
+        """Return a PIL picture of several raw samples, so many in a row where they are tiles."""
         ...
 
     def to_json(self) -> dict[str, Any]:

@@ -135,13 +135,16 @@ class ImageCodec:
         """Write a PNG, with the recipe inside."""
         write_png(raw, path, recipe)
 
-    def preview(self, raws: list[Image.Image]) -> Image.Image:
-        """Return pictures side by side in a nearly square RGB sheet; small ones enlarged."""
+    def preview(self, raws: list[Image.Image], columns: int | None = None) -> Image.Image:
+        """Return pictures side by side in an RGB sheet; small ones enlarged.
+
+        columns: pictures in a row; default so many that the sheet is nearly square.
+        """
         height, width = self.size
         factor = max(1, 56 // max(height, width))
         gap = max(2, height * factor // 8)
         cell_w, cell_h = width * factor + gap, height * factor + gap
-        columns = max(1, math.ceil(math.sqrt(len(raws))))
+        columns = columns or max(1, math.ceil(math.sqrt(len(raws))))
         rows = max(1, math.ceil(len(raws) / columns))
         sheet = Image.new("RGB", (columns * cell_w + gap, rows * cell_h + gap), (128, 128, 128))
         for place, raw in enumerate(raws):

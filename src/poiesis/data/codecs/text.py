@@ -152,8 +152,11 @@ class TextCodec:
         if recipe is not None:
             write_sidecar(path, recipe)
 
-    def preview(self, raws: list[str]) -> Image.Image:
-        """Return the texts below one another as a picture, each cut to twelve lines."""
+    def preview(self, raws: list[str], columns: int | None = None) -> Image.Image:
+        """Return the texts below one another as a picture, each cut to twelve lines.
+
+        columns: not used, texts have none.
+        """
         font = _font()
         blocks = []
         for raw in raws:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -11,9 +11,23 @@ from torch import Tensor
 from poiesis.config import check
 from poiesis.models.autoencoders.autoencoder import Autoencoder
 from poiesis.models.base import Batch, Loss
-from poiesis.spec import Grid
+from poiesis.spec import Grid, Spec
 
-__all__ = ["DenoisingAutoencoder"]
+__all__ = ["DenoisingAutoencoder", "Spoiling", "spoil"]
+
+Spoiling = Literal["gaussian", "salt-and-pepper", "masking"]
+
+
+class _Random(Protocol):
+    """A source of numbers for as many rows as there are: a `Batch` or a `Noise`."""
+
+    def randn(self, *shape: int) -> Tensor:
+        """Return standard normal numbers (b, *shape)."""
+        ...
+
+    def rand(self, *shape: int) -> Tensor:
+        """Return uniform numbers (b, *shape)."""
+        ...
 
 
 class DenoisingAutoencoder(Autoencoder):
@@ -34,7 +48,7 @@ class DenoisingAutoencoder(Autoencoder):
     class Config(Autoencoder.Config):
         """Options of the denoising autoencoder."""
 
-        noise: Literal["gaussian", "salt-and-pepper", "masking"] = "gaussian"
+        noise: Spoiling = "gaussian"
         """gaussian: added; salt-and-pepper: values set to the lowest or highest; masking: values
         set to the lowest (of vectors: to 0)."""
         level: float = 0.5
@@ -46,20 +60,8 @@ class DenoisingAutoencoder(Autoencoder):
             check("level", self.level, low=0, high=100 if self.noise == "gaussian" else 1)
 
     def corrupt(self, batch: Batch) -> Tensor:
-        """Return the data of a batch, spoilt; pictures stay in range, as files of them would."""
-        x, level = batch.x.float(), self.config.level
-        low, high = -1.0, 1.0
-        if self.config.distance == "bernoulli" or getattr(self.spec, "domain", "") == "unit":
-            low = 0.0
-        if self.config.noise == "gaussian":
-            if not isinstance(self.spec, Grid):
-                return x + level * batch.randn(*self.spec.shape)
-            noisy = x + (high - low) * level * batch.randn(*self.spec.shape)
-            return noisy.clamp(low, high)
-        u = batch.rand(*self.spec.shape)
-        if self.config.noise == "masking":
-            return x.masked_fill(u < level, low if isinstance(self.spec, Grid) else 0.0)
-        return torch.where(u < level / 2, low, torch.where(u < level, high, x))
+        """Return the data of a batch, spoilt."""
+        return spoil(batch.x, self.spec, batch, noise=self.config.noise, level=self.config.level)
 
     def loss(self, batch: Batch, step: int) -> Loss:
         """Return the distance of the clean data from the spoilt ones' reconstruction (b,)."""
@@ -72,3 +74,24 @@ class DenoisingAutoencoder(Autoencoder):
         output = self.decoder(self.code(self.corrupt(batch)), None)
         error = (self.shown(output) - batch.x).float().square().flatten(1).mean(1)
         return {"distance": self.distance(batch.x, output), "mse": error}
+
+
+def spoil(x: Tensor, spec: Spec, random: _Random, *, noise: Spoiling, level: float) -> Tensor:
+    """Return data (b, *spec.shape) with noise; `DenoisingAutoencoder.Config` says which.
+
+    Pictures stay in range, as files of them would.
+    """
+    x = x.float()
+    if not isinstance(spec, Grid):
+        low, high, dark = float(x.min()), float(x.max()), 0.0
+    else:
+        low, high = (-1.0, 1.0) if spec.domain == "signed" else (0.0, 1.0)
+        dark = low
+    if noise == "gaussian":
+        if not isinstance(spec, Grid):
+            return x + level * random.randn(*spec.shape)
+        return (x + (high - low) * level * random.randn(*spec.shape)).clamp(low, high)
+    u = random.rand(*spec.shape)
+    if noise == "masking":
+        return x.masked_fill(u < level, dark)
+    return torch.where(u < level / 2, low, torch.where(u < level, high, x))
