@@ -111,13 +111,6 @@ MODELS: dict[str, Entry] = {
             summary="autoencoder whose codes resist small disturbances",
         ),
         Entry(
-            name="vq-vae",
-            target="poiesis.models.autoencoders.vq_vae:VQVAE",
-            family="autoencoders",
-            accepts=("image",),
-            summary="discrete codes and a transformer over them: sharp reconstructions, tokens",
-        ),
-        Entry(
             name="vae-gan",
             target="poiesis.models.autoencoders.vae_gan:VAEGAN",
             family="autoencoders",
