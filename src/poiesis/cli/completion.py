@@ -37,6 +37,8 @@ _ARGUMENTS = {
     "report": "ReportArgs",
     "data": "DataArgs",
     "inspect": "InspectArgs",
+    "reduce": "ReduceArgs",
+    "denoise": "DenoiseArgs",
     "reproduce": "ReproduceArgs",
     "doctor": "DoctorArgs",
 }
