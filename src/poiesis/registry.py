@@ -83,6 +83,13 @@ MODELS: dict[str, Entry] = {
             summary="importance weighted autoencoder: a VAE with a tighter bound",
         ),
         Entry(
+            name="vdvae",
+            target="poiesis.models.autoencoders.vdvae:VDVAE",
+            family="autoencoders",
+            accepts=("image",),
+            summary="very deep VAE: latent maps from coarse to fine, best bound of the VAEs",
+        ),
+        Entry(
             name="autoencoder",
             target="poiesis.models.autoencoders.autoencoder:Autoencoder",
             family="autoencoders",
@@ -109,6 +116,13 @@ MODELS: dict[str, Entry] = {
             family="autoencoders",
             accepts=("image", "vector"),
             summary="autoencoder whose codes resist small disturbances",
+        ),
+        Entry(
+            name="vq-vae",
+            target="poiesis.models.autoencoders.vq_vae:VQVAE",
+            family="autoencoders",
+            accepts=("image",),
+            summary="discrete codes and a transformer over them: sharp reconstructions, tokens",
         ),
         Entry(
             name="vae-gan",
