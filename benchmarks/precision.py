@@ -26,6 +26,7 @@ from poiesis import registry
 from poiesis.data import open_data
 from poiesis.data.dataset import DataSet
 from poiesis.models.base import hardware_bf16
+from poiesis.models.trained import build
 from poiesis.training.config import TrainConfig
 from poiesis.training.engine import Engine
 
@@ -73,8 +74,7 @@ def train(
     cls = registry.model_class(name)
     config = cls.preset("default", data.spec)
     torch.manual_seed(seed)
-    condition = data.condition if getattr(config, "conditional", False) else None
-    model = cls(config, cls.view(config, data.spec), condition).to(device)
+    model = build(cls, config, data.spec, data.condition, device=device)
     train_config = TrainConfig(
         steps=steps, precision=precision, grids=0, validations=0, checkpoints=0
     )

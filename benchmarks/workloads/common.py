@@ -225,12 +225,10 @@ def image_data(count: int, channels: int, side: int) -> DataSet:
     )
 
 
-def engine_step(
-    model: GenerativeModel, data: DataSet, device: torch.device
-) -> Callable[[], dict[str, Tensor]]:
+def engine_step(model: GenerativeModel, data: DataSet) -> Callable[[], dict[str, Tensor]]:
     """Return a whole training step of the engine: data, phases, optimizers, averages, logs."""
     config = TrainConfig(steps=1_000_000, grids=0, validations=0, checkpoints=0)
-    engine = Engine(model.to(device), data, config, quiet=True)
+    engine = Engine(model, data, config, quiet=True)
     engine.prepare()
 
     def step() -> dict[str, Tensor]:

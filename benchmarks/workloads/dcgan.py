@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from poiesis.models.gans.dcgan import DCGAN
+from poiesis.models.trained import build
 from workloads.common import OURS, Gate, Side, Workload, engine_step, image_data
 
 __all__ = ["WORKLOADS"]
@@ -23,7 +24,7 @@ def ours(device: torch.device) -> Callable[[], Any]:
     config = DCGAN.Config(
         widths=(8 * WIDTH, 4 * WIDTH, 2 * WIDTH, WIDTH), latent_dim=LATENT, batch_size=BATCH
     )
-    return engine_step(DCGAN(config, DCGAN.view(config, data.spec)), data, device)
+    return engine_step(build(DCGAN, config, data.spec, None, device=device), data)
 
 
 def _generator() -> nn.Sequential:

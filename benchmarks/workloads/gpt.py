@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from poiesis.data.codecs import TextCodec
 from poiesis.data.dataset import DataSet, TextSplit
 from poiesis.models.autoregressive.transformer import Transformer
+from poiesis.models.trained import build
 from poiesis.rng import Noise
 from workloads.common import OURS, Gate, Side, Workload, engine_step, low_precision
 
@@ -35,7 +36,7 @@ def _data() -> DataSet:
     )
 
 
-def _model() -> Transformer:
+def _model(device: torch.device) -> Any:
     """Return our model with weights that both sides of a generation get."""
     config = Transformer.Config(
         recipe="nanogpt",
@@ -48,17 +49,17 @@ def _model() -> Transformer:
         learning_rate=1e-3,
     )
     torch.manual_seed(0)
-    return Transformer(config, Transformer.view(config, _data().spec))
+    return build(Transformer, config, _data().spec, None, device=device)
 
 
 def ours_train(device: torch.device) -> Callable[[], Any]:
     """Our engine with the `nanogpt` recipe: AdamW, gradient clipping, dropout."""
-    return engine_step(_model(), _data(), device)
+    return engine_step(_model(device), _data())
 
 
 def ours_generate(device: torch.device, *, batch: int) -> Callable[[], Any]:
     """Our `generate`, greedy."""
-    model = _model().to(device)
+    model = _model(device)
     options = Transformer.Sampling(temperature=0, length=NEW)
     prompts = [[row % VOCABULARY] for row in range(batch)]
     return lambda: model.generate(prompts, Noise(0, range(batch), device=device), options)
@@ -83,7 +84,8 @@ def _peer(device: torch.device) -> Any:
         pad_token_id=0,
     )
     peer = GPT2LMHeadModel(config)
-    ours = _model()
+    ours = _model(device)
+    peer.to(device)
     body = peer.transformer
     with torch.no_grad():
         body.wte.weight.copy_(ours.tokens.weight)
@@ -97,7 +99,7 @@ def _peer(device: torch.device) -> Any:
             )
             for target, source in pairs:
                 target.weight.copy_(source.weight.T)
-    return peer.to(device)
+    return peer
 
 
 def peer_train(device: torch.device, *, bf16: bool) -> Callable[[], Any]:

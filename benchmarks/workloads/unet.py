@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from poiesis.models.base import GenerativeModel
 from poiesis.models.diffusion.ddpm import DDPM
+from poiesis.models.trained import build
 from workloads.common import (
     OURS,
     Gate,
@@ -25,22 +27,22 @@ __all__ = ["WORKLOADS"]
 BATCH, STEPS = 4, 20
 
 
-def _model() -> DDPM:
+def _model(device: torch.device) -> GenerativeModel:
     spec = image_data(1, 3, 32).spec
     # The published network's configuration has no dropout, nor has the peer's; the peer's loop
     # keeps no averaged weights.
     config = dataclasses.replace(DDPM.paper(spec), batch_size=BATCH, dropout=0.0, ema=0.0)
-    return DDPM(config, DDPM.view(config, spec))
+    return build(DDPM, config, spec, None, device=device)
 
 
 def ours_train(device: torch.device) -> Callable[[], Any]:
     """Our engine: loss, gradient clipping, fused Adam."""
-    return engine_step(_model(), image_data(256, 3, 32), device)
+    return engine_step(_model(device), image_data(256, 3, 32))
 
 
 def ours_sample(device: torch.device) -> Callable[[], Any]:
     """Our `sample` with its default sampler and steps."""
-    model = _model().to(device)
+    model = _model(device)
     options = DDPM.Sampling(sampler="dpm-solver++", steps=STEPS)
     return lambda: model.sample(BATCH, seed=0, options=options, batch_size=BATCH)
 

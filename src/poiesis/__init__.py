@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import os
 from typing import Any
 
-# Threads that wait for one another by spinning slow training about tenfold as soon as another
-# process wants the same cores: ddpm on digits, two threads on two cores, 0.28 s a step against
-# 2.4 to 3.3 s spinning (2 interleaved rounds). On a quiet machine spinning can be faster (once
-# 0.09 s against 0.12 s). Read once, when OpenMP is loaded with torch; a value already set stays.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from poiesis.machine import choose_waiting
+
+# Before anything loads torch.
+choose_waiting()
 
 __version__ = "0.1.0"
 

@@ -257,8 +257,8 @@ def test_loss_that_is_not_one_value_per_sample_is_refused(digits):
 
 @pytest.mark.parametrize("parts", [2, 3, 8])
 def test_accumulation_equals_the_full_batch(digits, parts):
-    full = engine_of(toys.PerSample, digits, steps=5)
-    split = engine_of(toys.PerSample, digits, steps=5, accumulate=parts)
+    full = engine_of(toys.PerSample, digits, steps=5, precision="fp32")
+    split = engine_of(toys.PerSample, digits, steps=5, accumulate=parts, precision="fp32")
     full.fit()
     split.fit()
     for a, b in zip(full.model.parameters(), split.model.parameters(), strict=True):

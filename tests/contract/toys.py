@@ -202,7 +202,7 @@ class Replay(Toy):
 
     def dream(self, batch: Batch, step: int) -> Any:
         self.seen.append((batch.x, batch.condition, batch.size))
-        fresh = self.make(batch.randn(4)).detach()
+        fresh = self.make(batch.randn(4)).detach().float()
         places = torch.arange(self.filled, self.filled + batch.size) % 100
         self.buffer[places] = fresh
         self.filled += batch.size

@@ -32,7 +32,7 @@ MODELS = ("vae", "dcgan", "transformer")
 STEPS = 20
 LEFT_AT = {"vae": 10, "dcgan": 19, "transformer": 15}
 """After how many steps a run is left to be resumed."""
-QUICK: dict[str, Any] = {"grids": 0, "validations": 1, "log_every": 0}
+QUICK: dict[str, Any] = {"grids": 0, "validations": 1, "log_every": 0, "precision": "fp32"}
 SHARD = {"vae": ("encoder", "decoder"), "dcgan": ("generator",), "transformer": ("head",)}
 
 
@@ -57,6 +57,7 @@ def losses(name: str, shard: tuple[str, ...] = (), accumulate: int = 1) -> list[
     cls = registry.model_class(name)
     torch.manual_seed(0)
     model = build(cls, cls.preset("default", data.spec), data.spec, data.condition)
+    model.to(memory_format=torch.channels_last)  # as where bf16 is in hardware
     if name == "dcgan":
         _in_double(model)
     config = TrainConfig(steps=STEPS, shard=shard, accumulate=accumulate, clip=5.0, **QUICK)

@@ -30,6 +30,7 @@ __all__ = [
     "Schedule",
     "Stage",
     "autocast",
+    "low_weights",
     "preset",
 ]
 
@@ -303,7 +304,7 @@ class GenerativeModel(nn.Module):
                 if condition is not None:
                     chosen = condition[start : start + count].to(self.device)
                 use = "fp32" if self.fp32_sampling and precision == "auto" else precision
-                with autocast(self.device, use):
+                with autocast(self.device, use), low_weights(self, use):
                     out.append(self.draw(noise, chosen, options).cpu())
                 if progress is not None:
                     progress(count)
@@ -340,6 +341,40 @@ def autocast(
     if not low:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+_MATRICES = (nn.Linear, nn.modules.conv._ConvNd)
+"""Modules whose weights autocast turns into bf16 at every call."""
+
+
+@contextlib.contextmanager
+def low_weights(
+    model: nn.Module, precision: Literal["auto", "fp32", "bf16"] = "auto"
+) -> Iterator[None]:
+    """Hold matrices and kernels in the precision that `autocast` computes them in, for drawing.
+
+    The numbers are those of autocast alone, which would round every weight anew in every pass of
+    the network. Weights split over processes stay as they are.
+    """
+    weights = [
+        parameter
+        for module in model.modules()
+        if isinstance(module, _MATRICES)
+        for parameter in module.parameters(recurse=False)
+    ]
+    device = weights[0].device if weights else torch.device("cpu")
+    low = hardware_bf16(device) if precision == "auto" else precision == "bf16"
+    if not low or any(hasattr(weight, "full_tensor") for weight in weights):
+        yield
+        return
+    kept = {weight: weight.data for weight in weights}
+    try:
+        for weight, data in kept.items():
+            weight.data = data.bfloat16()
+        yield
+    finally:
+        for weight, data in kept.items():
+            weight.data = data
 
 
 def config_names(cls: type[GenerativeModel]) -> list[str]:

@@ -22,6 +22,7 @@ from poiesis.data.config import DataConfig
 from poiesis.data.dataset import Codec, DataSet
 from poiesis.data.views import View
 from poiesis.errors import CapabilityError, ConfigError, PoiesisWarning, RunError
+from poiesis.machine import keep_memory
 from poiesis.models.base import GenerativeModel, hardware_bf16
 from poiesis.rng import Noise
 from poiesis.runs import Run
@@ -263,6 +264,7 @@ def load(
     checkpoint: auto (the best by held-out data where training watched one, else the latest),
     latest, best or a step number. weights: the moving average where the model has one, or raw.
     """
+    keep_memory()
     folder = Run.open(run)
     config = folder.config()
     data = folder.read_json("data.json")

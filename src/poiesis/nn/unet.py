@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poiesis.nn.dropout import Dropout
+from poiesis.nn.group_norm import GroupNorm
 
 __all__ = ["UNet", "sinusoidal_embedding"]
 
@@ -35,10 +36,10 @@ class ResBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, embedding: int, groups: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, c_in, eps=_EPS)
+        self.norm1 = GroupNorm(groups, c_in, eps=_EPS)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.time_emb_proj = nn.Linear(embedding, c_out)
-        self.norm2 = nn.GroupNorm(groups, c_out, eps=_EPS)
+        self.norm2 = GroupNorm(groups, c_out, eps=_EPS)
         self.dropout = Dropout(dropout)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
@@ -56,7 +57,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.group_norm = nn.GroupNorm(groups, channels, eps=_EPS)
+        self.group_norm = GroupNorm(groups, channels, eps=_EPS)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
@@ -214,7 +215,7 @@ class UNet(nn.Module):
             attentions = [Attention(width, groups) for _ in range(blocks + 1) if attention[i]]
             self.up_blocks.append(UpLevel(resnets, attentions, Upsample(width) if i else None))
 
-        self.conv_norm_out = nn.GroupNorm(groups, current, eps=_EPS)
+        self.conv_norm_out = GroupNorm(groups, current, eps=_EPS)
         self.conv_out = nn.Conv2d(current, image_channels, 3, padding=1)
         self._init_weights()
 

@@ -59,6 +59,8 @@ def prepare(model: GenerativeModel, shard: Sequence[str]) -> list[Any]:
     mesh = init_device_mesh(model.device.type, (processes.size(),))
     sharded: list[Any] = []
     for name in shard:
+        # FSDP2 splits no other layout.
+        networks[name].to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         _split(networks[name], mesh, sharded)
     return sharded
 

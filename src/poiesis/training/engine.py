@@ -29,6 +29,7 @@ from poiesis.data.dataset import DataSet
 from poiesis.data.loader import Loader
 from poiesis.data.views import View
 from poiesis.errors import ConfigError, PoiesisError, RunError
+from poiesis.machine import keep_memory
 from poiesis.models.base import Batch, GenerativeModel, Phase, Stage, autocast
 from poiesis.rng import Draws, active, mix, seed_torch
 from poiesis.runs import Checkpoint, Run, write_atomic
@@ -67,6 +68,7 @@ class Engine:
         quiet: bool = False,
         title: str = "",
     ) -> None:
+        keep_memory()
         self.model = model
         self.data = data
         self.config = config
@@ -199,8 +201,8 @@ class Engine:
             (values.float().sum() / total).backward()
             share = (end - start) / total
             for name, value in {phase.name: values, **named}.items():
-                mean = torch.as_tensor(value, dtype=torch.float32).detach().mean().cpu()
-                logs[name] = logs.get(name, torch.zeros(())) + share * mean
+                mean = torch.as_tensor(value, dtype=torch.float32).detach().mean().cpu() * share
+                logs[name] = logs[name] + mean if name in logs else mean
         trained = self._trained[phase.step]
         distribution.sum_gradients(trained, logs)
         norm = gradient_norm(trained)

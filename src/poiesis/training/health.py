@@ -24,7 +24,8 @@ def _kinds(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
     """Return the 2-norm over all gradients, a scalar; 0 if there are none."""
     norms = [
-        whole(torch.nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]))
+        # What torch.nn.utils.get_total_norm does, without a tenth of a millisecond of sorting.
+        whole(torch.stack(torch._foreach_norm([p.grad for p in kind])).norm())  # pyright: ignore
         for kind in _kinds(parameters)
     ]
     if len(norms) < 2:

@@ -39,13 +39,15 @@ def build(model: GenerativeModel, optim: Optim) -> Optimizer:
         kinds.setdefault(kind, []).append((name, parameter))
     groups = [{"params": params, "weight_decay": decay} for (decay, _), params in kinds.items()]
     lr, wd = optim.lr, optim.weight_decay
-    if optim.kind == "adam":
-        return torch.optim.Adam(
-            groups, lr=lr, betas=optim.betas, eps=optim.eps, weight_decay=wd, fused=True
-        )
-    if optim.kind == "adamw":
-        return torch.optim.AdamW(
-            groups, lr=lr, betas=optim.betas, eps=optim.eps, weight_decay=wd, fused=True
+    if optim.kind in ("adam", "adamw"):
+        return FusedAdam(
+            groups,
+            lr=lr,
+            betas=optim.betas,
+            eps=optim.eps,
+            weight_decay=wd,
+            decoupled_weight_decay=optim.kind == "adamw",
+            fused=True,
         )
     if optim.kind == "adamax":
         return torch.optim.Adamax(groups, lr=lr, betas=optim.betas, eps=optim.eps, weight_decay=wd)
@@ -57,6 +59,66 @@ def build(model: GenerativeModel, optim: Optim) -> Optimizer:
     if optim.kind == "muon":
         return Muon(groups, lr=lr, momentum=optim.momentum or 0.95, weight_decay=wd)
     return torch.optim.SGD(groups, lr=lr, momentum=optim.momentum, weight_decay=wd)
+
+
+class FusedAdam(torch.optim.Adam):
+    """Adam (arXiv:1412.6980) or AdamW (1711.05101): one call of torch's fused kernel a group.
+
+    The kernel copies what is not contiguous, such as convolutions whose channels come last in
+    memory, and so takes twice its time on a CPU. With their axes in the order of memory they are
+    contiguous, and an update by element does not mind the order.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update the parameters that have a gradient."""
+        for group in self.param_groups:
+            rows = [
+                _in_memory_order(p, self._state(p)) for p in group["params"] if p.grad is not None
+            ]
+            if not rows:
+                continue
+            parameters, gradients, means, squares, steps = map(list, zip(*rows, strict=True))
+            torch._foreach_add_(steps, 1)  # pyright: ignore
+            decoupled = group["decoupled_weight_decay"]
+            update = torch._fused_adamw_ if decoupled else torch._fused_adam_  # pyright: ignore
+            update(
+                parameters,
+                gradients,
+                means,
+                squares,
+                [],
+                steps,
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
+
+    def _state(self, parameter: Tensor) -> dict[str, Tensor]:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state
+
+
+def _in_memory_order(parameter: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Return parameter, gradient, moments and step, contiguous."""
+    assert parameter.grad is not None
+    mean, square, step = state["exp_avg"], state["exp_avg_sq"], state["step"]
+    plain = parameter.is_contiguous() and parameter.grad.is_contiguous()
+    if plain or is_sharded(parameter):
+        return parameter, parameter.grad, mean, square, step
+    # The moments have the parameter's layout; a gradient may have another, which the kernel would
+    # not notice.
+    order = sorted(range(parameter.dim()), key=parameter.stride, reverse=True)
+    gradient = parameter.grad.permute(order).contiguous()
+    return parameter.permute(order), gradient, mean.permute(order), square.permute(order), step
 
 
 def factor(schedule: Schedule, step: int, total: int) -> float:
