@@ -1,15 +1,20 @@
 """What a workload is, and how its sides are timed: interleaved, medians, beside a GEMM.
 
-A workload is one task with several sides: ours and the peers'. A side is built once and then
-called; each call does the same work. Everything random is synthetic and seeded: speed doesn't
-depend on what the pictures show.
+A workload is one task with several sides: ours and the peers', each in a process of its own with
+the settings that its users have. A side is built once and then called; each call does the same
+work. Everything random is synthetic and seeded: speed doesn't depend on what the pictures show.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
+import json
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,11 +41,13 @@ __all__ = [
     "MissingPeer",
     "Side",
     "Timing",
+    "Worker",
     "Workload",
     "compare",
     "engine_step",
     "image_data",
     "low_precision",
+    "serve",
 ]
 
 OURS = "poiesis"
@@ -82,12 +89,16 @@ class Side:
     """Only worth timing where bf16 is in hardware."""
 
     def load(self) -> None:
-        """Import the modules; raises MissingPeer."""
+        """Import the modules."""
         for module in self.modules:
-            try:
-                importlib.import_module(module)
-            except ImportError as error:
-                raise MissingPeer(f"{module.split('.')[0]} ({error})") from error
+            importlib.import_module(module)
+
+    def find(self) -> None:
+        """Raise MissingPeer unless the modules' packages are installed."""
+        for module in self.modules:
+            package = module.partition(".")[0]
+            if importlib.util.find_spec(package) is None:
+                raise MissingPeer(package)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,43 +142,94 @@ class Timing:
         return statistics.median(self.seconds)
 
 
+class Worker:
+    """One side in a process of its own, as its users have it; it waits until it is called."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=self._errors, text=True
+        )
+        self.flops: int = self._answer()["flops"]
+
+    def call(self) -> dict[str, Any]:
+        """Let it run once; return its seconds and its result."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(_ANSWER):
+                return json.loads(line.removeprefix(_ANSWER))
+        self._errors.seek(0)
+        raise RuntimeError(f"a side ended: {self._errors.read()[-2000:]}")
+
+
+_ANSWER = "answer: "
+"""What a side's own output does not begin with."""
+
+
+def serve(side: Side, machine: Machine, count: bool) -> None:
+    """Build a side, run it once to warm up, then once for each line that comes in."""
+    torch.manual_seed(0)
+    run = side.build(machine.device)
+    print(_ANSWER + json.dumps({"flops": _count(run, count)}), flush=True)
+    for _ in sys.stdin:
+        start = machine.now()
+        result = run()
+        seconds = machine.now() - start
+        plain = result if isinstance(result, (float, list)) else None
+        print(_ANSWER + json.dumps({"seconds": seconds, "result": plain}), flush=True)
+
+
 def compare(
     workload: Workload,
     machine: Machine,
     rounds: int,
+    start: Callable[[str], Worker],
     say: Callable[[str], None],
 ) -> tuple[dict[str, Timing], dict[str, float]]:
     """Time the sides in rounds, every other one backwards; return timings and GEMM rates.
 
-    Rates are GFLOP/s of fp32 and bf16 products of 1024 x 1024 matrices, medians over the same
-    rounds. Sides whose package is missing are left out with one line.
+    start(side): its process. Rates are GFLOP/s of fp32 and bf16 products of 1024 x 1024 matrices,
+    medians over the same rounds. Sides whose package is missing are left out with one line.
     """
-    runs: dict[str, Callable[[], Any]] = {}
+    workers: dict[str, Worker] = {}
     timings: dict[str, Timing] = {}
     for name, side in workload.sides.items():
         if side.bf16 and not (machine.every or hardware_bf16(machine.device)):
             continue
         try:
-            side.load()
+            side.find()
         except MissingPeer as error:
             say(f"{workload.name}: {name} left out, no {error}: see benchmarks/README.md")
             continue
-        torch.manual_seed(0)
-        runs[name] = side.build(machine.device)
-        timings[name] = Timing()
-        timings[name].flops = _count(runs[name], workload.count)  # a warm-up besides
+        workers[name] = start(name)
+        timings[name] = Timing(flops=workers[name].flops)
     probes = _probes(machine.device)
     rates: dict[str, list[float]] = {name: [] for name in probes}
     for number in range(rounds):
         for name, probe in probes.items():
-            start = machine.now()
+            begin = machine.now()
             probe()
-            rates[name].append(2 * PROBE**3 / (machine.now() - start) / 1e9)
-        order = list(runs) if number % 2 == 0 else list(runs)[::-1]
+            rates[name].append(2 * PROBE**3 / (machine.now() - begin) / 1e9)
+        order = list(workers) if number % 2 == 0 else list(workers)[::-1]
         for name in order:
-            start = machine.now()
-            timings[name].result = runs[name]()
-            timings[name].seconds.append(machine.now() - start)
+            answer = workers[name].call()
+            timings[name].result = answer["result"]
+            timings[name].seconds.append(answer["seconds"])
+    for worker in workers.values():
+        worker.close()
     return timings, {name: statistics.median(values) for name, values in rates.items()}
 
 

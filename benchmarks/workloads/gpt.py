@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from poiesis.data.codecs import TextCodec
 from poiesis.data.dataset import DataSet, TextSplit
 from poiesis.models.autoregressive.transformer import Transformer
+from poiesis.models.base import autocast, low_weights
 from poiesis.models.trained import build
 from poiesis.rng import Noise
 from workloads.common import OURS, Gate, Side, Workload, engine_step, low_precision
@@ -57,12 +58,19 @@ def ours_train(device: torch.device) -> Callable[[], Any]:
     return engine_step(_model(device), _data())
 
 
-def ours_generate(device: torch.device, *, batch: int) -> Callable[[], Any]:
+def ours_generate(
+    device: torch.device, *, batch: int, precision: Literal["fp32", "bf16"] = "fp32"
+) -> Callable[[], Any]:
     """Our `generate`, greedy."""
     model = _model(device)
     options = Transformer.Sampling(temperature=0, length=NEW)
     prompts = [[row % VOCABULARY] for row in range(batch)]
-    return lambda: model.generate(prompts, Noise(0, range(batch), device=device), options)
+
+    def run() -> list[list[int]]:
+        with autocast(device, precision), low_weights(model, precision):
+            return model.generate(prompts, Noise(0, range(batch), device=device), options)
+
+    return run
 
 
 def _peer(device: torch.device) -> Any:
@@ -161,6 +169,9 @@ def _generation(batch: int, factor: float) -> Workload:
         items=batch * NEW,
         sides={
             OURS: Side(build=functools.partial(ours_generate, batch=batch)),
+            f"{OURS} bf16": Side(
+                build=functools.partial(ours_generate, batch=batch, precision="bf16"), bf16=True
+            ),
             "transformers fp32": side(False),
             "transformers bf16": side(True),
         },
