@@ -77,23 +77,30 @@ class Labelled(nn.Module):
 
 
 class _Crop(nn.Module):
-    """Cuts (b, c, h, w) to a size: halving rounds up, so doubling may overshoot."""
+    """Cuts (b, c, *sides) to a size: halving rounds up, so doubling may overshoot."""
 
     def __init__(self, size: tuple[int, ...]) -> None:
         super().__init__()
-        self.height, self.width = size
+        self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        return x[..., : self.height, : self.width]
+        return x[(..., *(slice(side) for side in self.size))]
+
+
+class _Shuffle(nn.Module):
+    """Twice the length from twice the channels: (b, 2 c, t) to (b, c, 2 t)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (-1, 2)).transpose(2, 3).flatten(2)
 
 
 class _Residual(nn.Module):
     """x + conv(relu(conv(relu(x)))), the identity at first."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, conv: type[nn.Conv1d | nn.Conv2d]) -> None:
         super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.first = conv(width, width, 3, padding=1)
+        self.second = conv(width, width, 3, padding=1)
         nn.init.zeros_(self.second.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,15 +116,27 @@ def _sizes(size: tuple[int, ...], levels: int) -> list[tuple[int, ...]]:
 
 
 def level_widths(spec: Spec, first: int = 32) -> tuple[int, ...]:
-    """Return channels for as many halvings as bring the longer side to 7 px or less."""
-    levels = max(1, math.ceil(math.log2(max(spec.shape[1:], default=7) / 7)))
+    """Return channels for as many halvings as bring the longer side to 7 px or less.
+
+    Of audio: to 32 samples or less.
+    """
+    end = 32 if len(spec.shape) == 2 else 7
+    levels = max(1, math.ceil(math.log2(max(spec.shape[1:], default=end) / end)))
     return tuple(min(first * 2**i, 256) for i in range(levels))
 
 
-def fitting(name: str, config: NetworkConfig, spec: Spec) -> Grid:
-    """Return the spec of images; raises SpecError if they are none, or too small or large."""
+def fitting(name: str, config: NetworkConfig, spec: Spec, *, audio: bool = True) -> Grid:
+    """Return the spec of images or audio; raises SpecError if it is neither, or too small or large.
+
+    audio: whether the model takes windows of it too.
+    """
+    if audio and isinstance(spec, Grid) and len(spec.size) == 1:
+        if config.network == "conv":
+            raise SpecError(f"network 'conv' needs images; use residual or mlp for a {spec}")
+        return spec
     if not isinstance(spec, Grid) or len(spec.size) != 2 or not 1 <= spec.channels <= 4:
-        raise SpecError(f"{name} learns images of 1 to 4 channels or vectors, not {spec}")
+        what = ", vectors or audio" if audio else " or vectors"
+        raise SpecError(f"{name} learns images of 1 to 4 channels{what}, not {spec}")
     # Unpadded convolutions need something left at the deepest level.
     lowest = 2 ** (len(config.widths) + 1) - 1 if config.network == "conv" else 4
     if min(spec.size) < lowest or max(spec.size) > 512:
@@ -186,17 +205,22 @@ def plain(config: NetworkConfig, spec: Spec, m: int, k: int) -> tuple[Part, Part
 
 
 def residual(config: NetworkConfig, spec: Spec, m: int, k: int) -> tuple[Part, Part]:
-    """Strided convolutions and residual blocks; back by pixel shuffling, all below full size."""
+    """Strided convolutions and residual blocks; back by pixel shuffling, all below full size.
+
+    Of images or, in one dimension, of audio.
+    """
     widths, z = config.widths, config.latent_dim
     sizes = _sizes(spec.shape[1:], len(widths))
+    images = len(sizes[0]) == 2
+    conv, times = (nn.Conv2d, 4) if images else (nn.Conv1d, 2)
 
     def blocks(width: int) -> list[nn.Module]:
-        return [_Residual(width) for _ in range(config.blocks)]
+        return [_Residual(width, conv) for _ in range(config.blocks)]
 
-    stem = nn.Conv2d(spec.shape[0], widths[0], 3, stride=2, padding=1)
+    stem = conv(spec.shape[0], widths[0], 3, stride=2, padding=1)
     layers = blocks(widths[0])
     for a, b in itertools.pairwise(widths):
-        layers += [nn.ReLU(), nn.Conv2d(a, b, 3, stride=2, padding=1), *blocks(b)]
+        layers += [nn.ReLU(), conv(a, b, 3, stride=2, padding=1), *blocks(b)]
     start = (widths[-1], *sizes[-1])
     inner = math.prod(start)
     layers += [nn.ReLU(), nn.Flatten(), nn.Linear(inner, m * z)]
@@ -204,8 +228,8 @@ def residual(config: NetworkConfig, spec: Spec, m: int, k: int) -> tuple[Part, P
     back: list[nn.Module] = [nn.Unflatten(1, start)]
     outputs = (*widths[-2::-1], k * spec.shape[0])
     for a, b, target in zip(widths[::-1], outputs, sizes[-2::-1], strict=True):
-        shuffle = [nn.Conv2d(a, 4 * b, 3, padding=1), nn.PixelShuffle(2), _Crop(target)]
-        back += [*blocks(a), nn.ReLU(), *shuffle]
+        up = nn.PixelShuffle(2) if images else _Shuffle()
+        back += [*blocks(a), nn.ReLU(), conv(a, times * b, 3, padding=1), up, _Crop(target)]
     return (
         (stem, nn.Sequential(*layers), widths[0]),
         (nn.Linear(z, inner), nn.Sequential(*back), inner),

@@ -174,7 +174,7 @@ class VAE(GenerativeModel):
 
     @classmethod
     def view(cls, config: Any, spec: Spec) -> Spec:
-        """Return images in [0, 1] (bernoulli) or [-1, 1], vectors as they are."""
+        """Return images in [0, 1] (bernoulli) or [-1, 1], vectors and audio as they are."""
         if isinstance(spec, Vector):
             if config.network != "mlp":
                 raise SpecError(f"network {config.network!r} needs images; use mlp for a {spec}")
@@ -184,6 +184,12 @@ class VAE(GenerativeModel):
                 raise SpecError(f"likelihood bernoulli needs bits; use gaussian for a {spec}")
             return spec
         image = fitting("a VAE", config, spec)
+        if image.domain == "real":
+            if config.likelihood != "gaussian":
+                raise SpecError(
+                    f"likelihood {config.likelihood} needs levels; use gaussian for a {spec}"
+                )
+            return image
         domain = "unit" if config.likelihood == "bernoulli" else "signed"
         if config.dynamic:
             domain = "bits"
@@ -283,7 +289,7 @@ class VAE(GenerativeModel):
         if self.config.likelihood == "bernoulli":
             return output.float().sigmoid()
         mean = output.float()[:, : self.spec.shape[0]]
-        return mean.clamp(-1, 1) if isinstance(self.spec, Grid) else mean
+        return mean.clamp(-1, 1) if _is_image(self.spec) else mean
 
     def _pixels(self, output: Tensor, noise: Noise) -> Tensor:
         """Draw x ~ p(x|z)."""
@@ -292,7 +298,7 @@ class VAE(GenerativeModel):
             return (noise.rand(*shape) < output.sigmoid()).float()
         if self.config.likelihood == "gaussian":
             x = output + self._log_sigma().exp() * noise.randn(*shape)
-            return x.clamp(-1, 1) if isinstance(self.spec, Grid) else x
+            return x.clamp(-1, 1) if _is_image(self.spec) else x
         mean, log_scale = output.chunk(2, dim=1)
         u = noise.rand(*shape).clamp(1e-5, 1 - 1e-5)
         x = (mean + log_scale.exp() * (u.log() - (-u).log1p())).clamp(-1, 1)
@@ -375,6 +381,10 @@ class VAE(GenerativeModel):
         return condition
 
 
+def _is_image(spec: Spec) -> bool:
+    return isinstance(spec, Grid) and spec.domain != "real"
+
+
 def kl_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
     """Return KL(N(mean, variance) || N(0, 1)), elementwise, in nats."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
@@ -403,7 +413,7 @@ def log_logistic(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Ten
 
 def _likelihood(spec: Spec) -> Literal["bernoulli", "gaussian", "logistic"]:
     """Return what gives the best pictures: bernoulli for ink on paper, logistic for the rest."""
-    if not isinstance(spec, Grid):
+    if not isinstance(spec, Grid) or spec.domain == "real":
         return "bernoulli" if getattr(spec, "domain", "") == "bits" else "gaussian"
     ink = spec.channels == 1 and spec.dims > 256
     return "bernoulli" if spec.levels == 2 or ink else "logistic"
