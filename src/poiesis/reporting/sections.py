@@ -34,7 +34,13 @@ __all__ = ["RunSection", "duration", "gather", "picture", "short"]
 _NEIGHBOURS_SHOWN = 12
 _TEXTS_SHOWN = 8
 
-NAMES = {"fid": "FID", "kid": "KID", "nll": "NLL", "bits_per_dim": "bits/dim"}
+NAMES = {
+    "fid": "FID",
+    "frechet_distance": "Fréchet distance",
+    "kid": "KID",
+    "nll": "NLL",
+    "bits_per_dim": "bits/dim",
+}
 """What numbers are called in tables, where it is not their own name."""
 GLOSSES = {
     "fid": "distance between the means and covariances of features",

@@ -121,8 +121,9 @@ class VAE(GenerativeModel):
 
         temperature: float = 1.0
         """Standard deviation of the prior that the latent codes are drawn from."""
-        mean: bool = True
-        """Return the decoder's mean (of bits: their probability), else draw from p(x|z)."""
+        mean: bool | None = None
+        """Return the decoder's mean (of bits: their probability), else draw from p(x|z). None: the
+        mean of images and audio; vectors are drawn, for their spread is no blemish."""
 
         def __post_init__(self) -> None:
             check("temperature", self.temperature, low=0, high=100)
@@ -311,7 +312,8 @@ class VAE(GenerativeModel):
         """Decode draws from the prior, (n, *spec.shape)."""
         z = noise.randn(self.config.latent_dim) * options.temperature
         output = self.decoder(z, condition)
-        return self._mean(output) if options.mean else self._pixels(output, noise)
+        mean = not isinstance(self.spec, Vector) if options.mean is None else options.mean
+        return self._mean(output) if mean else self._pixels(output, noise)
 
     @torch.no_grad()
     def encode(self, x: Tensor, condition: Tensor | None = None) -> dict[str, Tensor]:
