@@ -23,7 +23,7 @@ __all__ = ["VectorCodec"]
 
 _SHOWN = 4
 """Columns of a preview."""
-_DIGITS = 7
+_DIGITS = 6
 """Digits behind the first of a column's spread that are written: float32 holds no more."""
 
 
@@ -36,16 +36,16 @@ class VectorCodec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     """Standard deviation; 1 for a constant column."""
-    whole: tuple[bool, ...]
-    """Whether a column holds whole numbers only: its samples are rounded to such."""
+    decimals: tuple[int, ...]
+    """Digits behind the point that hold all of a column's values; samples are rounded to them."""
     label: str = ""
     """Name of the column with the class, which is no feature; empty without."""
 
     def __post_init__(self) -> None:
-        lengths = {len(v) for v in (self.columns, self.mean, self.std, self.whole)}
+        lengths = {len(v) for v in (self.columns, self.mean, self.std, self.decimals)}
         finite = all(map(math.isfinite, (*self.mean, *self.std)))
         if len(lengths) > 1 or not self.columns or not finite or min(self.std) <= 0:
-            raise ValueError("columns, mean, std and whole don't fit each other")
+            raise ValueError("columns, mean, std and decimals don't fit each other")
 
     @classmethod
     def fit(cls, columns: Sequence[str], rows: np.ndarray, label: str = "") -> VectorCodec:
@@ -61,7 +61,7 @@ class VectorCodec:
             columns=tuple(columns),
             mean=tuple(mean.tolist()),
             std=tuple(std.tolist()),
-            whole=tuple((rows == np.rint(rows)).all(0).tolist()),
+            decimals=tuple(map(_decimals, rows.T, std.tolist())),
             label=label,
         )
 
@@ -95,10 +95,8 @@ class VectorCodec:
         if tensor.shape[-1:] != self.spec.shape:
             raise DataError(f"values of shape {tuple(tensor.shape)} are not {self.spec}")
         rows = tensor.detach().cpu().double().numpy() * np.array(self.std) + np.array(self.mean)
-        places = zip(self.whole, self.std, strict=True)
-        for column, (whole, std) in enumerate(places):
-            digits = 0 if whole else _DIGITS - math.floor(math.log10(std))
-            rows[..., column] = np.round(rows[..., column], min(digits, 300)) + 0.0  # no -0
+        for column, decimals in enumerate(self.decimals):
+            rows[..., column] = np.round(rows[..., column], decimals) + 0.0  # no -0
         return rows
 
     def write(self, raw: np.ndarray, path: Path, recipe: dict[str, Any] | None = None) -> None:
@@ -119,8 +117,8 @@ class VectorCodec:
         table.writerow([*self.columns, *([self.label or "class"] if classes is not None else [])])
         for number, raw in enumerate(raws):
             cells: list[Any] = [
-                int(value) if whole and abs(value) < 2**53 else value
-                for whole, value in zip(self.whole, raw.tolist(), strict=True)
+                value if decimals or abs(value) >= 2**53 else int(value)
+                for decimals, value in zip(self.decimals, raw.tolist(), strict=True)
             ]
             table.writerow([*cells, *([classes[number]] if classes is not None else [])])
         Path(path).write_text(text.getvalue(), encoding="utf-8")
@@ -155,6 +153,12 @@ class VectorCodec:
         """Return the codec of these fields."""
         columns = {k: tuple(v) for k, v in fields.items() if k != "label"}
         return cls(**columns, label=str(fields["label"]))
+
+
+def _decimals(column: np.ndarray, std: float) -> int:
+    """Return the fewest digits behind the point that hold all values, or all that float32 does."""
+    most = min(300, max(0, _DIGITS - math.floor(math.log10(std))))
+    return next((d for d in range(most) if (np.round(column, d) == column).all()), most)
 
 
 def _limits(codec: VectorCodec, sets: Sequence[tuple[np.ndarray, str, str]], i: int) -> Any:

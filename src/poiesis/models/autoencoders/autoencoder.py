@@ -25,6 +25,7 @@ from poiesis.models.autoencoders.networks import (
     linear,
     plain,
     residual,
+    wave_shape,
 )
 from poiesis.models.base import (
     Batch,
@@ -66,8 +67,8 @@ class Autoencoder(GenerativeModel):
         only); mlp; linear: one matrix each way, which learns the span of the principal
         components."""
         widths: tuple[int, ...] = (32, 64)
-        """Channels of each level, of half the size of the one before; mlp: hidden units. The
-        decoder mirrors the encoder."""
+        """Channels of each level, of half the size of the one before; mlp: hidden units; residual
+        on audio: channels. The decoder mirrors the encoder."""
         blocks: int = 1
         """Residual blocks per level (network residual)."""
         latent_dim: int = 32
@@ -106,6 +107,8 @@ class Autoencoder(GenerativeModel):
     @classmethod
     def default(cls, spec: Spec) -> Any:
         """Residual convolutions for images and audio, as deep as needed; dense for vectors."""
+        if not _is_image(spec) and isinstance(spec, Grid):
+            return cls.Config(**wave_shape(spec))
         if isinstance(spec, Grid) and spec.dims > 256:
             shape: dict[str, Any] = {"network": "residual", "widths": level_widths(spec)}
         else:
@@ -240,9 +243,9 @@ def _is_image(spec: Spec) -> bool:
 
 
 def _latent_dim(spec: Spec) -> int:
-    """Return a quarter of the values; half of a vector's few, an eighth of audio's many."""
+    """Return a quarter of the values; of vectors and audio half of them."""
     if isinstance(spec, Vector):
         return min(32, max(1, spec.dims // 2))
-    if len(spec.shape) == 2:
-        return min(256, max(1, spec.dims // 8))
+    if len(spec.shape) == 2:  # audio
+        return min(512, max(1, spec.dims // 2))
     return min(32, max(1, spec.dims // 4))

@@ -1,4 +1,4 @@
-"""Encoders and decoders: residual and plain convolutions, dense layers, matrices.
+"""Encoders and decoders: residual and plain convolutions, of audio too, dense layers, matrices.
 
 Each builder takes the model's options, its data, the values per latent dimension that the encoder
 is to give (mean and variance: 2) and those per pixel that the decoder is to give, and returns the
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,7 +28,12 @@ __all__ = [
     "linear",
     "plain",
     "residual",
+    "wave_shape",
+    "waves",
 ]
+
+_STEP = 16
+"""Samples of audio from one step of its code to the next."""
 
 Part = tuple[nn.Module, nn.Module, int]
 """Stem, body, and the width of the stem's output."""
@@ -87,17 +92,10 @@ class _Crop(nn.Module):
         return x[(..., *(slice(side) for side in self.size))]
 
 
-class _Shuffle(nn.Module):
-    """Twice the length from twice the channels: (b, 2 c, t) to (b, c, 2 t)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (-1, 2)).transpose(2, 3).flatten(2)
-
-
 class _Residual(nn.Module):
     """x + conv(relu(conv(relu(x)))), the identity at first."""
 
-    def __init__(self, width: int, conv: type[nn.Conv1d | nn.Conv2d]) -> None:
+    def __init__(self, width: int, conv: type[nn.Conv1d | nn.Conv2d] = nn.Conv2d) -> None:
         super().__init__()
         self.first = conv(width, width, 3, padding=1)
         self.second = conv(width, width, 3, padding=1)
@@ -116,12 +114,8 @@ def _sizes(size: tuple[int, ...], levels: int) -> list[tuple[int, ...]]:
 
 
 def level_widths(spec: Spec, first: int = 32) -> tuple[int, ...]:
-    """Return channels for as many halvings as bring the longer side to 7 px or less.
-
-    Of audio: to 32 samples or less.
-    """
-    end = 32 if len(spec.shape) == 2 else 7
-    levels = max(1, math.ceil(math.log2(max(spec.shape[1:], default=end) / end)))
+    """Return channels for as many halvings as bring the longer side to 7 px or less."""
+    levels = max(1, math.ceil(math.log2(max(spec.shape[1:], default=7) / 7)))
     return tuple(min(first * 2**i, 256) for i in range(levels))
 
 
@@ -133,6 +127,12 @@ def fitting(name: str, config: NetworkConfig, spec: Spec, *, audio: bool = True)
     if audio and isinstance(spec, Grid) and len(spec.size) == 1:
         if config.network == "conv":
             raise SpecError(f"network 'conv' needs images; use residual or mlp for a {spec}")
+        steps = _steps(spec)
+        if config.network == "residual" and config.latent_dim % steps:
+            raise SpecError(
+                f"latent_dim = {config.latent_dim} is no multiple of {steps}, the steps of {_STEP} "
+                f"samples in a {spec}; use {steps * max(1, round(config.latent_dim / steps))}"
+            )
         return spec
     if not isinstance(spec, Grid) or len(spec.size) != 2 or not 1 <= spec.channels <= 4:
         what = ", vectors or audio" if audio else " or vectors"
@@ -207,20 +207,20 @@ def plain(config: NetworkConfig, spec: Spec, m: int, k: int) -> tuple[Part, Part
 def residual(config: NetworkConfig, spec: Spec, m: int, k: int) -> tuple[Part, Part]:
     """Strided convolutions and residual blocks; back by pixel shuffling, all below full size.
 
-    Of images or, in one dimension, of audio.
+    Of audio: `waves`.
     """
+    if len(spec.shape) == 2:
+        return waves(config, spec, m, k)
     widths, z = config.widths, config.latent_dim
     sizes = _sizes(spec.shape[1:], len(widths))
-    images = len(sizes[0]) == 2
-    conv, times = (nn.Conv2d, 4) if images else (nn.Conv1d, 2)
 
     def blocks(width: int) -> list[nn.Module]:
-        return [_Residual(width, conv) for _ in range(config.blocks)]
+        return [_Residual(width) for _ in range(config.blocks)]
 
-    stem = conv(spec.shape[0], widths[0], 3, stride=2, padding=1)
+    stem = nn.Conv2d(spec.shape[0], widths[0], 3, stride=2, padding=1)
     layers = blocks(widths[0])
     for a, b in itertools.pairwise(widths):
-        layers += [nn.ReLU(), conv(a, b, 3, stride=2, padding=1), *blocks(b)]
+        layers += [nn.ReLU(), nn.Conv2d(a, b, 3, stride=2, padding=1), *blocks(b)]
     start = (widths[-1], *sizes[-1])
     inner = math.prod(start)
     layers += [nn.ReLU(), nn.Flatten(), nn.Linear(inner, m * z)]
@@ -228,9 +228,45 @@ def residual(config: NetworkConfig, spec: Spec, m: int, k: int) -> tuple[Part, P
     back: list[nn.Module] = [nn.Unflatten(1, start)]
     outputs = (*widths[-2::-1], k * spec.shape[0])
     for a, b, target in zip(widths[::-1], outputs, sizes[-2::-1], strict=True):
-        up = nn.PixelShuffle(2) if images else _Shuffle()
-        back += [*blocks(a), nn.ReLU(), conv(a, times * b, 3, padding=1), up, _Crop(target)]
+        shuffle = [nn.Conv2d(a, 4 * b, 3, padding=1), nn.PixelShuffle(2), _Crop(target)]
+        back += [*blocks(a), nn.ReLU(), *shuffle]
     return (
         (stem, nn.Sequential(*layers), widths[0]),
         (nn.Linear(z, inner), nn.Sequential(*back), inner),
     )
+
+
+def waves(config: NetworkConfig, spec: Spec, m: int, k: int) -> tuple[Part, Part]:
+    """A learned bank of filters over samples, residual blocks along time, and filters back.
+
+    The code is a few numbers for each step of 16 samples (as Conv-TasNet's encoder and decoder,
+    arXiv:1809.07454), and what a step becomes does not depend on where it lies: with a code of the
+    whole window the same networks learn a hundred times slower.
+    """
+    width, steps = config.widths[0], _steps(spec)
+    lack = steps * _STEP - spec.shape[1]
+    own = config.latent_dim // steps
+
+    def blocks() -> list[nn.Module]:
+        return [_Residual(width, nn.Conv1d) for _ in range(config.blocks)]
+
+    def filters(kind: type[nn.Conv1d | nn.ConvTranspose1d], a: int, b: int) -> nn.Module:
+        return kind(a, b, 2 * _STEP, stride=_STEP, padding=_STEP // 2)
+
+    stem = nn.Sequential(nn.ConstantPad1d((0, lack), 0.0), filters(nn.Conv1d, spec.shape[0], width))
+    body = nn.Sequential(*blocks(), nn.ReLU(), nn.Conv1d(width, m * own, 1), nn.Flatten())
+    back = nn.Sequential(nn.Unflatten(1, (own, steps)), nn.Conv1d(own, width, 1))
+    output = filters(nn.ConvTranspose1d, width, k * spec.shape[0])
+    return (
+        (stem, body, width),
+        (back, nn.Sequential(*blocks(), output, _Crop(spec.shape[1:])), width),
+    )
+
+
+def wave_shape(spec: Spec) -> dict[str, Any]:
+    """Return widths, blocks and latent_dim that suit `waves`: 8 numbers a step."""
+    return {"widths": (64,), "blocks": 2, "latent_dim": 8 * _steps(spec)}
+
+
+def _steps(spec: Spec) -> int:
+    return -(-spec.shape[1] // _STEP)

@@ -25,6 +25,7 @@ from poiesis.models.autoencoders.networks import (
     level_widths,
     plain,
     residual,
+    wave_shape,
 )
 from poiesis.models.base import (
     Batch,
@@ -66,7 +67,8 @@ class VAE(GenerativeModel):
         network: Literal["residual", "conv", "mlp"] = "residual"
         """residual: convolutions with residual blocks; conv: plain strided convolutions; mlp."""
         widths: tuple[int, ...] = (32, 64)
-        """Channels of each level, of half the size of the one before; mlp: hidden units."""
+        """Channels of each level, of half the size of the one before; mlp: hidden units; residual
+        on audio: channels."""
         blocks: int = 1
         """Residual blocks per level (network residual)."""
         latent_dim: int = 32
@@ -135,7 +137,7 @@ class VAE(GenerativeModel):
 
         On a CPU the MLP reaches a better bound on small images in the same minutes.
         """
-        small = not isinstance(spec, Grid) or spec.dims <= 1024
+        small = not isinstance(spec, Grid) or (spec.dims <= 1024 and _is_image(spec))
         return cls.mlp(spec) if small else cls.residual(spec)
 
     @preset
@@ -143,6 +145,14 @@ class VAE(GenerativeModel):
     def mlp(cls, spec: Spec) -> Any:
         """Two hidden layers: for vectors and images of few pixels."""
         tiny = spec.dims <= 256
+        if isinstance(spec, Vector):
+            return cls.Config(
+                network="mlp",
+                widths=(256, 256),
+                latent_dim=min(32, max(2, spec.dims)),
+                likelihood=_likelihood(spec),
+                weight_decay=0.1,
+            )
         return cls.Config(
             network="mlp",
             widths=(256, 256) if tiny else (512, 512),
@@ -154,8 +164,11 @@ class VAE(GenerativeModel):
     @preset
     @classmethod
     def residual(cls, spec: Spec) -> Any:
-        """Residual convolutions, as deep as the image needs."""
-        return cls.Config(widths=level_widths(spec), likelihood=_likelihood(spec), weight_decay=0.3)
+        """Residual convolutions, as deep as the image needs; of audio along time."""
+        audio = isinstance(spec, Grid) and not _is_image(spec)
+        shape: dict[str, Any] = {"widths": level_widths(spec)}
+        shape = wave_shape(spec) if audio else shape
+        return cls.Config(**shape, likelihood=_likelihood(spec), weight_decay=0.3)
 
     @preset
     @classmethod
@@ -283,8 +296,9 @@ class VAE(GenerativeModel):
         return value.flatten(1).sum(1)
 
     def _log_sigma(self) -> Tensor:
+        # In tenths, as Adam moves every parameter alike and this one has the longest way to go.
         # Softly above e^-6, as in sigma-VAE: constant data would drive it to -infinity.
-        return F.softplus(self.log_sigma + 6) - 6
+        return F.softplus(10 * self.log_sigma + 6) - 6
 
     def _mean(self, output: Tensor) -> Tensor:
         if self.config.likelihood == "bernoulli":
