@@ -165,6 +165,18 @@ def test_dry_run_and_comparison(poiesis, moons, tmp_path):
     assert (tmp_path / "c" / "report.html").exists()
 
 
+def test_a_changed_table_is_noticed(poiesis, refused, moons, tmp_path):
+    path = tmp_path / "own.csv"
+    lines = moons.read_text().splitlines()
+    path.write_text("\n".join(lines))
+    how = ["--data", path, "--data.drop", "moon", "--train.steps", 2, *QUICK]
+    code, _, err = poiesis("train", "vae", *how, "--out", tmp_path / "run")
+    assert code == 0, err
+    path.write_text("\n".join([lines[0], *reversed(lines[1:])]))
+    line = refused("train", "--resume", tmp_path / "run")
+    assert "differ from those this run was trained on" in line
+
+
 def test_mistakes(refused, run, vae_run, moons, tmp_path):
     assert "--data.drop moon" in refused("train", "vae", "--data", moons, "--train.steps", 2)
     assert "learns images" in refused("train", "dcgan", "--data", moons, "--data.drop", "moon")

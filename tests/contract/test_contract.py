@@ -234,9 +234,10 @@ CASES = {
     ),
     "iwae, audio": Case(
         name="iwae",
-        options={"widths": (32,), "latent_dim": 4, "weight_decay": 0.0, "learning_rate": 1e-2},
+        options={"widths": (32,), "latent_dim": 4, "network": "mlp", "learning_rate": 1e-2},
         data="tones",
         learns="vae",
+        falls=0.95,
     ),
     "dcgan": Case(
         name="dcgan",

@@ -168,7 +168,7 @@ def _limits(codec: VectorCodec, sets: Sequence[tuple[np.ndarray, str, str]], i: 
         low, high = np.quantile(column, [0.005, 0.995])
     else:
         # Without data to compare with: the same at every step of training.
-        low, high = codec.mean[i] - 3 * codec.std[i], codec.mean[i] + 3 * codec.std[i]
+        low, high = (codec.mean[i] + side * 2.5 * codec.std[i] for side in (-1, 1))
     margin = 0.12 * (high - low) or codec.std[i]
     return low - margin, high + margin
 
