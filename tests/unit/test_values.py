@@ -78,5 +78,6 @@ def test_sound_is_compared_by_loudness_in_bands():
     assert found["recall"].value == 0
     # Not by phase: another draw of the same noise is the same sound.
     again = torch.randn(200, 1, 1024, generator=torch.Generator().manual_seed(1))
-    assert numbers(again, noise, SOUND)["precision"].value > 0.9
+    assert numbers(again, noise, SOUND)["precision"].value > 0.5
+    assert numbers(again, noise, SOUND)["frechet_distance"].value < 0.01 * BANDS * 400
     assert np.isfinite(features.numpy()).all()
