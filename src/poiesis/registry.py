@@ -42,7 +42,7 @@ class Entry:
     """``package.module:Class``."""
     family: str
     accepts: tuple[str, ...]
-    """Kinds of data: image, vector, text."""
+    """Kinds of data: image, vector, audio, text."""
     summary: str
     preset: str = "default"
     options: dict[str, Any] = field(default_factory=dict)
@@ -56,14 +56,14 @@ MODELS: dict[str, Entry] = {
             name="vae",
             target="poiesis.models.autoencoders.vae:VAE",
             family="autoencoders",
-            accepts=("image", "vector"),
+            accepts=("image", "vector", "audio"),
             summary="variational autoencoder: smooth latent space, likelihood bound, fast",
         ),
         Entry(
             name="beta-vae",
             target="poiesis.models.autoencoders.vae:VAE",
             family="autoencoders",
-            accepts=("image", "vector"),
+            accepts=("image", "vector", "audio"),
             summary="VAE with the KL term weighted by 4: disentangled codes",
             options={"beta": 4.0},
         ),
@@ -71,7 +71,7 @@ MODELS: dict[str, Entry] = {
             name="cvae",
             target="poiesis.models.autoencoders.vae:VAE",
             family="autoencoders",
-            accepts=("image", "vector"),
+            accepts=("image", "vector", "audio"),
             summary="VAE conditioned on the class",
             options={"conditional": True},
         ),
@@ -79,7 +79,7 @@ MODELS: dict[str, Entry] = {
             name="iwae",
             target="poiesis.models.autoencoders.iwae:IWAE",
             family="autoencoders",
-            accepts=("image", "vector"),
+            accepts=("image", "vector", "audio"),
             summary="importance weighted autoencoder: a VAE with a tighter bound",
         ),
         Entry(
@@ -93,28 +93,28 @@ MODELS: dict[str, Entry] = {
             name="autoencoder",
             target="poiesis.models.autoencoders.autoencoder:Autoencoder",
             family="autoencoders",
-            accepts=("image", "vector"),
+            accepts=("image", "vector", "audio"),
             summary="autoencoder: codes of few numbers, sharp reconstructions",
         ),
         Entry(
             name="denoising-autoencoder",
             target="poiesis.models.autoencoders.denoising_autoencoder:DenoisingAutoencoder",
             family="autoencoders",
-            accepts=("image", "vector"),
+            accepts=("image", "vector", "audio"),
             summary="autoencoder that removes Gaussian, salt-and-pepper or masking noise",
         ),
         Entry(
             name="sparse-autoencoder",
             target="poiesis.models.autoencoders.sparse_autoencoder:SparseAutoencoder",
             family="autoencoders",
-            accepts=("image", "vector"),
+            accepts=("image", "vector", "audio"),
             summary="autoencoder with a wide code of few active units",
         ),
         Entry(
             name="contractive-autoencoder",
             target="poiesis.models.autoencoders.contractive_autoencoder:ContractiveAutoencoder",
             family="autoencoders",
-            accepts=("image", "vector"),
+            accepts=("image", "vector", "audio"),
             summary="autoencoder whose codes resist small disturbances",
         ),
         Entry(

@@ -27,7 +27,7 @@ a 1). real: unbounded floats.
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Images and other regular grids, tensor shape (channels, *size)."""
+    """Images, audio and other regular grids, tensor shape (channels, *size)."""
 
     channels: int
     size: tuple[int, ...]
@@ -46,7 +46,8 @@ class Grid:
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.size))
-        return f"grid {self.channels}x{size}, {self.domain} ({self.levels} levels)"
+        levels = "" if self.domain == "real" else f" ({self.levels} levels)"
+        return f"grid {self.channels}x{size}, {self.domain}{levels}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,19 +6,24 @@ import copy
 import dataclasses
 import math
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from sklearn.datasets import make_moons
 
 from poiesis import config as configs
 from poiesis import registry
 from poiesis.data import open_data
 from poiesis.errors import ConfigError, SpecError
+from poiesis.files import make_wav
 from poiesis.models import capabilities
 from poiesis.models.base import Batch
 from poiesis.models.trained import build, load
@@ -182,6 +187,58 @@ CASES = {
         options={"generator_widths": (32,), "discriminator_widths": (32,), "latent_dim": 8},
         learns="discriminator",
     ),
+    "vae, vectors, by class": Case(
+        name="vae",
+        options={
+            "widths": (32,),
+            "latent_dim": 2,
+            "conditional": True,
+            "weight_decay": 0.0,
+            "learning_rate": 1e-2,
+        },
+        data="moons",
+        learns="vae",
+        falls=0.95,
+    ),
+    "autoencoder, vectors": Case(
+        name="autoencoder",
+        options={"widths": (32,), "latent_dim": 1, "learning_rate": 1e-2},
+        data="moons",
+        learns="loss",
+    ),
+    "vae-gan, vectors": Case(
+        name="vae-gan",
+        options={"widths": (16, 16), "latent_dim": 2, "learning_rate": 2e-3},
+        data="moons",
+        learns="discriminator",
+        falls=0.95,
+    ),
+    "gan, vectors": Case(
+        name="gan",
+        options={"generator_widths": (32,), "discriminator_widths": (32,), "latent_dim": 2},
+        data="moons",
+        learns="discriminator",
+        falls=0.95,
+    ),
+    "denoising-autoencoder, audio": Case(
+        name="denoising-autoencoder",
+        options={
+            "network": "residual",
+            "widths": (8, 8, 8),
+            "latent_dim": 8,
+            "learning_rate": 1e-2,
+        },
+        data="tones",
+        learns="loss",
+        falls=0.95,
+    ),
+    "iwae, audio": Case(
+        name="iwae",
+        options={"widths": (32,), "latent_dim": 4, "network": "mlp", "learning_rate": 1e-2},
+        data="tones",
+        learns="vae",
+        falls=0.95,
+    ),
     "dcgan": Case(
         name="dcgan",
         options={"widths": (16,), "latent_dim": 8, "discriminator_lr": 2e-3},
@@ -226,6 +283,7 @@ CASES = {
 NATIVE = {
     "image": Grid(channels=1, size=(8, 8), levels=17),
     "vector": Vector(features=2),
+    "audio": Grid(channels=1, size=(64,), domain="real"),
     "text": Tokens(vocabulary=50, length=0, stream=True),
 }
 SIZES = [
@@ -255,9 +313,29 @@ def name(request) -> str:
 # -- what the tests are made of ------------------------------------------------------------------
 
 
+def moons(folder: Path) -> Path:
+    x, y = make_moons(300, noise=0.05, random_state=0)
+    rows = [f"{a},{b},{('up', 'down')[k]}" for (a, b), k in zip(x, y, strict=True)]
+    (folder / "moons.csv").write_text("\n".join(["a,b,moon", *rows]))
+    return folder / "moons.csv"
+
+
+def tones(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for k in range(40):
+        wave = 5000 * np.sin(2 * np.pi * (np.arange(300) * (k % 4 + 1) / 50 + rng.random()))
+        (folder / f"{k}.wav").write_bytes(make_wav(wave.astype(np.int16), 8000))
+    return folder
+
+
 @cache
 def data_of(case_data: str):
     options = {"source": case_data}
+    if case_data in ("moons", "tones"):
+        make, own = (moons, {"label": "moon"}) if case_data == "moons" else (tones, {"length": 50})
+        with tempfile.TemporaryDirectory() as folder:
+            path = str(make(Path(folder)))
+            return open_data(path, configs.from_dict(verb.DataConfig, own))
     if case_data == "python-stdlib":
         options["limit"] = 50_000
     return open_data(case_data, configs.from_dict(verb.DataConfig, options))
@@ -362,7 +440,8 @@ def test_samples_have_the_shape_and_domain_of_the_view(case):
         assert int(x.min()) >= 0 and int(x.max()) < spec.vocabulary
     else:
         assert x.dtype == torch.float32
-        low, high = {"signed": (-1, 1), "unit": (0, 1), "bits": (0, 1)}[spec.domain]
+        real = (-math.inf, math.inf)
+        low, high = {"signed": (-1, 1), "unit": (0, 1), "bits": (0, 1), "real": real}[spec.domain]
         assert low <= float(x.min()) and float(x.max()) <= high
     assert model.sample(0).shape == (0, *spec.shape)
 

@@ -162,6 +162,10 @@ def desk(tmp_path_factory):
         size = (32, 24) if i == 5 else (32, 32)
         Image.new("L", size, 20 * i).save(folder / "mixed" / f"{i:04d}.png")
     (folder / "bad.txt").write_bytes(b"hello \xff\xfe world\n" * 500)
+    rows = [f"{h / 10},{h % 7},{('oak', 'ash')[h % 2]}" for h in range(60)]
+    (folder / "plants.csv").write_text("\n".join(["height,leaves,species", *rows]))
+    rows[5] = ",3,oak"
+    (folder / "holes.csv").write_text("\n".join(["height,leaves,species", *rows]))
     (folder / "book.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 100)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -1,4 +1,4 @@
-"""PSNR and SSIM against closed forms and scikit-image."""
+"""PSNR, SNR and SSIM against closed forms and scikit-image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from poiesis.errors import DataError
-from poiesis.metrics.fidelity import psnr, ssim
+from poiesis.metrics.fidelity import psnr, snr, ssim
 
 
 def pictures(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,3 +53,18 @@ def test_ssim_of_equal_pictures_is_one_and_small_ones_are_refused():
         ssim(found[..., :8], wanted[..., :8])
     with pytest.raises(DataError, match="can't be compared"):
         psnr(found[:2], wanted)
+
+
+def test_signal_to_noise_in_decibels():
+    wanted = torch.tensor([[3.0, -3.0], [1.0, -1.0]])
+    # Powers 20 and 0.2: over all rows together, not the mean of each row's ratio.
+    assert snr(wanted + torch.tensor([[0.1, -0.3], [0.3, -0.1]]), wanted).value == pytest.approx(20)
+    assert snr(wanted, wanted).value == 100
+    assert snr(torch.zeros(2, 2), wanted).value == pytest.approx(0)
+    rng = np.random.default_rng(0)
+    rows = torch.from_numpy(rng.normal(size=(5000, 1, 1)))
+    found = snr(rows + 0.5 * torch.from_numpy(rng.normal(size=(5000, 1, 1))), rows)
+    low, high = found.interval()
+    assert low < 10 * math.log10(4) < high and high - low < 0.5
+    with pytest.raises(DataError, match="can't be compared"):
+        snr(wanted[:1], wanted)

@@ -101,12 +101,24 @@ def test_views_that_make_no_sense_are_refused():
         (text, Tokens(vocabulary=50, length=8)),
         (text, image),
         (Vector(features=2), Vector(features=3)),
+        (Grid(channels=1, size=(9,), domain="real"), Grid(channels=1, size=(9,), domain="signed")),
+        (Grid(channels=1, size=(9,), domain="real"), Tokens(vocabulary=256, length=9)),
     ]
     for source, target in pairs:
         with pytest.raises(SpecError, match="can't be viewed as"):
             View(source, target)
     View(image, Grid(channels=1, size=(14, 14)))
     View(text, Tokens(vocabulary=64, length=8, stream=True))
+
+
+@pytest.mark.parametrize(
+    "spec", [Vector(features=3), Grid(channels=1, size=(9,), domain="real")], ids=str
+)
+def test_standardised_values_are_seen_as_they_are(spec):
+    x = torch.randn(4, *spec.shape) * 100
+    view = View(spec, spec)
+    assert torch.equal(view.apply(x), x) and torch.equal(view.invert(x), x)
+    assert view.invert(x.double()).dtype == torch.float32
 
 
 def test_specs_survive_json():

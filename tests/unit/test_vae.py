@@ -151,7 +151,7 @@ def linear_gaussian(offset):
     # Orthogonal columns: the true posterior is then diagonal, as q is.
     w = torch.linalg.qr(torch.randn(d, z, generator=g)).Q * torch.tensor([1.5, 0.7])
     raw = math.log(math.expm1(math.log(sigma) + 6)) - 6
-    nn.init.constant_(model.log_sigma, raw)
+    nn.init.constant_(model.log_sigma, raw / 10)
     precision = torch.eye(z) + w.T @ w / sigma**2
     covariance = torch.linalg.inv(precision)
     projection = covariance @ w.T / sigma**2

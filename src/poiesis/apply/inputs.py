@@ -12,12 +12,16 @@ import torch
 from torch import Tensor
 
 from poiesis import config as configs
+from poiesis.apply.recordings import open_recordings
 from poiesis.config import check
 from poiesis.data import open_data
+from poiesis.data.codecs import AudioCodec, VectorCodec
 from poiesis.data.config import DataConfig
+from poiesis.data.sources.audio import windows
 from poiesis.data.sources.images import Found, list_folder
+from poiesis.data.sources.tables import rows_of
 from poiesis.errors import CapabilityError, DataError
-from poiesis.files import IMAGE_SUFFIXES, Zip, read_bytes, read_image
+from poiesis.files import IMAGE_SUFFIXES, Zip, is_table, read_bytes, read_image, read_table
 from poiesis.models.capabilities import require
 from poiesis.models.trained import Trained
 from poiesis.spec import Grid
@@ -47,14 +51,19 @@ def open_inputs(
 ) -> Inputs:
     """Open what a user points at, in the format of the run.
 
-    source: an image file, a folder or .zip of images, or the name of a data set, of which `split`
-    is taken; empty is the run's own data. Names are paths, or split and number. A folder that is
+    source: an image file, a folder or .zip of images, a table with the run's columns, a WAV file or
+    a folder of them (cut into windows), or the name of a data set, of which `split` is taken; empty
+    is the run's own data. Names are paths, or split and number. A folder that is
     called as a class of the run gives its files that label. limit: the first so many, of a data
     set as many spread evenly. Raises DataError for what is missing or has another format.
     """
     check("limit", limit, low=1)
     path = Path(source).expanduser()
     if source and path.exists():
+        if isinstance(trained.codec, VectorCodec):
+            return _from_table(trained, trained.codec, path, limit)
+        if isinstance(trained.codec, AudioCodec):
+            return _from_recordings(trained.codec, path, limit)
         if not isinstance(trained.data_spec, Grid):
             raise CapabilityError(
                 f"this {trained.name} learned {trained.data_spec}; files are read for images only: "
@@ -78,6 +87,35 @@ def open_inputs(
         None if classes is None else classes[chosen].tolist(),
         lambda start, end: rows.fetch(chosen[start:end])[0],
     )
+
+
+def _from_table(trained: Trained, codec: VectorCodec, path: Path, limit: int | None) -> Inputs:
+    """Return the rows of a table by the names of the run's columns; others are not looked at."""
+    if not is_table(path.name):
+        raise DataError(f"{path}: is no table; give a .csv, .npy, .npz or .parquet file")
+    table = read_table(path, as_words=codec.label or None)
+    x, _, _ = rows_of(table, codec.columns)
+    rows = codec.encode(x[:limit])
+    if not len(rows):
+        raise DataError(f"{path}: holds no rows; add some")
+    names = [f"row-{place + table.first:06d}" for place in range(len(rows))]
+    known = trained.condition.names if trained.condition is not None else ()
+    labels = [known.index(word) for word in (table.kept or [])[: len(rows)] if word in known]
+    complete = labels if len(labels) == len(rows) else None
+    return Inputs(str(path), names, complete, lambda start, end: rows[start:end])
+
+
+def _from_recordings(codec: AudioCodec, path: Path, limit: int | None) -> Inputs:
+    """Return the windows of WAV files one after the other, called FILE@FIRST-SAMPLE."""
+    found = open_recordings(codec, path)
+    parts = [windows(signal[0].numpy(), codec.length) for signal in found.signals]
+    names = [
+        f"{name}@{place * codec.length}"
+        for name, part in zip(found.names, parts, strict=True)
+        for place in range(len(part))
+    ]
+    rows = torch.cat([torch.from_numpy(part.copy()) for part in parts])[:, None]
+    return Inputs(str(path), names[:limit], None, lambda start, end: rows[start:end])
 
 
 def _from_files(trained: Trained, path: Path, limit: int | None) -> Inputs:

@@ -22,9 +22,9 @@ ALIASES = {"--skip-bad": "--data.skip-bad"}
 _EXAMPLES = (
     "poiesis data   (which named sets are here)",
     "poiesis data mnist --preview mnist.png",
+    "poiesis data table.csv --data.label species --preview table.png",
     "poiesis data photos/ --data.resize 64 --data.skip-bad --json",
 )
-_PREVIEW = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,10 @@ def _list(as_json: bool) -> int:
     for name, place in places.items():
         print(f"{name:{width}}  {place or 'not here'}")
     print(f"\nlooked in: {', '.join(map(str, roots()))} ($POIESIS_DATA comes first)")
-    print("Any image folder, .zip of images or text can be named by its path; hf:OWNER/NAME too.")
+    print(
+        "Any folder or .zip of images, text, table of numbers or folder of WAV files can be named"
+    )
+    print("by its path; hf:OWNER/NAME too.")
     return 0
 
 
@@ -146,7 +149,7 @@ def _write_preview(found: DataSet, path: str) -> None:
     if isinstance(found.spec, Tokens) and found.spec.stream:
         rows = [split.tokens[:2000].long()]
     else:
-        rows = list(split.fetch(torch.arange(min(_PREVIEW, len(split))))[0])
+        rows = list(split.fetch(torch.arange(min(found.codec.shown, len(split))))[0])
     picture = found.codec.preview([found.codec.decode(row) for row in rows])
     try:
         picture.save(path)

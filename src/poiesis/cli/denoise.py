@@ -16,6 +16,7 @@ __all__ = ["DenoiseArgs", "run"]
 _EXAMPLES = (
     "poiesis denoise runs/first noisy/ -o cleaned",
     "poiesis denoise runs/first noisy/ --clean originals/ -o cleaned",
+    "poiesis denoise runs/speech noisy.wav -o cleaned",
     "poiesis denoise runs/first --add gaussian --level 0.5 -o cleaned",
 )
 
@@ -27,16 +28,19 @@ class DenoiseArgs:
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder, or a folder of runs: then its newest."""
     input: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="INPUT")] = None
-    """Image file, folder or .zip of images, or name of a data set (default: the run's own data)."""
+    """Image or WAV file, folder of these, .zip of images, table, or name of a data set (default:
+    the run's own data)."""
     out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
-    """Folder for the cleaned files, by the same names, and a sheet before-after.png."""
+    """Folder for the cleaned files, by the same names (rows of a table: cleaned.csv), and a sheet
+    before-after.png."""
     clean: str | None = None
-    """The same files without noise: says how well it went, in PSNR and SSIM."""
+    """The same files without noise: says how well it went, in PSNR and SSIM; sound and vectors:
+    in SNR."""
     add: Literal["gaussian", "salt-and-pepper", "masking"] | None = None
     """INPUT is clean: spoil it first with this noise, to see what the model can do."""
     level: float = 0.5
-    """With --add: standard deviation in units of the range from black to white, or share of
-    pixels."""
+    """With --add: standard deviation in units of the range from black to white (of a column its own
+    spread, of sound the loudness of the training data), or share of values."""
     seed: int = 0
     """With --add: seed of the noise."""
     split: Literal["train", "validation", "test"] = "test"
@@ -71,7 +75,7 @@ def run(args: list[str]) -> int:
         prog="poiesis denoise",
         description="Clean data with a trained model that reconstructs: a denoising-autoencoder "
         "trained on such noise does it best. With --clean or --add it says how close the result "
-        "is to the clean data: psnr in dB, ssim up to 1, before and after.",
+        "is to the clean data, before and after: psnr in dB (sound, vectors: snr), ssim up to 1.",
         examples=_EXAMPLES,
     )
     import torch
@@ -101,7 +105,9 @@ def run(args: list[str]) -> int:
         return 0
     print(f"{len(found.cleaned)} samples ({found.inputs.where})")
     for name, value in found.numbers.items():
-        print(f"  {name:12} {value:.4g}{' dB' if name.startswith('psnr') else ''}")
+        print(
+            f"  {name:12} {value:.4g}{' dB' if name.partition('_')[0] in ('psnr', 'snr') else ''}"
+        )
     if found.paths:
         print(f"cleaned: {parsed.out}")
     return 0

@@ -27,7 +27,8 @@ class ReduceArgs:
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder, or a folder of runs: then its newest."""
     input: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="INPUT")] = None
-    """Image file, folder or .zip of images, or name of a data set (default: the run's own data)."""
+    """Image or WAV file, folder of these, .zip of images, table, or name of a data set (default:
+    the run's own data)."""
     out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
     """File for the codes: .csv, .npz or .parquet."""
     split: Literal["train", "validation", "test"] = "test"

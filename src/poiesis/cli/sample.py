@@ -17,6 +17,7 @@ __all__ = ["SampleArgs", "run"]
 
 _EXAMPLES = (
     "poiesis sample runs/first -n 64 --seed 1 -o new-digits",
+    "poiesis sample runs/table -n 5000 -o new.csv",
     "torchrun --nproc-per-node 2 -m poiesis sample runs/first -n 1000000 -o million",
     "poiesis sample runs/ddpm --class 3 --sampling.steps 50 --sampling.guidance 2",
     'poiesis sample runs/shakespeare --prompt "ROMEO:" --stop "\\n\\n" --stream',
@@ -30,11 +31,11 @@ class SampleArgs:
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder, or a folder of runs: then its newest."""
     samples: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
-    """How many to make (default: 64; of a text 1 with --stream, else 8)."""
+    """How many to make (default: 64; of a text 1 with --stream, else 8; of a table 1,000 rows)."""
     seed: int = 0
     """Seed; sample i depends on the seed and on i alone."""
     out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
-    """Folder for the files (default: RUN/samples/seed-SEED)."""
+    """Folder for the files (default: RUN/samples/seed-SEED); for rows of a table also a .csv."""
     label: Annotated[str | None, tyro.conf.arg(name="class")] = None
     """Class by name or number, if the model learned classes (default: each in turn)."""
     prompt: str | None = None
@@ -50,8 +51,9 @@ class SampleArgs:
     batch_size: int = 64
     """Samples made at once: a matter of speed and memory."""
     shard_size: int | None = None
-    """Write zip files of so many samples with a manifest, and go on where an interrupted call
-    stopped (default: single files up to 10,000 samples, then shards of 10,000)."""
+    """Write zip files (of a table: csv files) of so many samples with a manifest, and go on where
+    an interrupted call stopped (default: single files up to 10,000 samples, then shards of
+    10,000; of a table 1,000,000)."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
     threads: int | None = None
@@ -82,7 +84,7 @@ def run(args: list[str]) -> int:
         )
     from poiesis import registry
     from poiesis.runs import Run
-    from poiesis.spec import Grid, from_json
+    from poiesis.spec import Tokens, Vector, from_json
 
     folder = Run.open(positionals[0])
     name = folder.config().get("name", "")
@@ -109,8 +111,10 @@ def run(args: list[str]) -> int:
 
     known = options(arguments)
     chosen = given(scan(args, known, prog="poiesis sample")[1], known, "sampling")
-    is_text = not isinstance(from_json((folder.read_json("data.json") or {}).get("spec")), Grid)
-    n = parsed.samples or ((1 if parsed.stream else 8) if is_text else 64)
+    spec = from_json((folder.read_json("data.json") or {}).get("spec"))
+    is_text, is_table = isinstance(spec, Tokens), isinstance(spec, Vector)
+    usual = (1 if parsed.stream else 8) if is_text else (1000 if is_table else 64)
+    n = parsed.samples or usual
     with progress(parsed.quiet or parsed.stream) as advance:
         paths = sample(
             folder.path,
@@ -134,8 +138,9 @@ def run(args: list[str]) -> int:
         print()
     elif is_text and paths[0].suffix != ".zip":
         print(paths[0].read_text(encoding="utf-8").strip("\n"))
-    shards = f" in {len(paths)} shards" if paths[0].suffix == ".zip" else ""
-    print(f"{n} samples{shards}: {paths[0].parent}")
+    shards = f" in {len(paths)} shards" if paths[0].name.startswith("shard-") else ""
+    one = is_table and not shards and len(paths) == 1
+    print(f"{n} samples{shards}: {paths[0] if one else paths[0].parent}")
     return 0
 
 

@@ -16,13 +16,14 @@ class DataConfig:
 
     source: str = "digits"
     """Name (digits, mnist, fashion-mnist, cifar10, cifar10-jpeg, python-stdlib, hf:OWNER/NAME) or
-    path of an image folder, a .zip of images, a text file or a folder of text files."""
+    path of an image folder, a .zip of images, a text file or a folder of text files, a table of
+    numbers (.csv, .tsv, .npy, .npz, .parquet), a .wav file or a folder of them."""
     resize: int | None = None
     """Resize the shorter side of images to this many pixels (area-averaged), then crop."""
     crop: int | None = None
     """Cut the centre square of this many pixels out of images (default: --data.resize's size)."""
     channels: Literal[1, 3, 4] | None = None
-    """Convert images to grey (1), RGB (3) or RGBA (4)."""
+    """Convert images to grey (1), RGB (3) or RGBA (4); average the channels of audio (1)."""
     binarize: Literal["none", "once", "threshold"] = "none"
     """Make images binary: once = a pixel's grey value is the probability of a 1, drawn once with
     seed 0; threshold = 1 from half the maximum on."""
@@ -32,6 +33,12 @@ class DataConfig:
     """Number of tokens that --data.tokenizer bpe learns."""
     augment: tuple[str, ...] = ()
     """Random changes of training images, e.g. flip, shift."""
+    label: str | None = None
+    """Column of a table that holds the class of each row."""
+    drop: str = ""
+    """Columns of a table to leave out, separated by commas."""
+    length: int = 1024
+    """Samples of the windows that audio is cut into."""
     validation: float | None = None
     """Share of the data held out to watch training (default: 0.1; 5,000 images of MNIST)."""
     split_seed: int = 0
@@ -39,7 +46,8 @@ class DataConfig:
     limit: int | None = None
     """Use at most this many training samples (characters, for text)."""
     skip_bad: bool = False
-    """Leave out files that can't be read, count and list them, instead of stopping."""
+    """Leave out files (of a table: rows) that can't be read, count and list them, instead of
+    stopping."""
     memory: float = 4.0
     """Gigabytes of decoded data up to which everything is held in memory; larger sets stream."""
     workers: int = 2
@@ -49,6 +57,7 @@ class DataConfig:
         check("data.resize", self.resize, low=1, high=8192)
         check("data.crop", self.crop, low=1, high=8192)
         check("data.vocabulary", self.vocabulary, low=257, high=1_000_000)
+        check("data.length", self.length, low=16, high=1_048_576)
         check("data.validation", self.validation, low=0, high=0.9)
         check("data.limit", self.limit, low=2)
         check("data.memory", self.memory, low=0)

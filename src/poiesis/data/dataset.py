@@ -1,14 +1,15 @@
 """What an opened data set is: its native spec, codec and splits.
 
 A split yields rows by position: `fetch(positions, epochs)` returns native tensors. Image rows are
-uint8 (b, c, h, w); token rows int64 (b, t).
+uint8 (b, c, h, w); token rows int64 (b, t); vectors float32 (b, d), audio float32 (b, 1, n).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from poiesis.errors import DataError
 from poiesis.rng import mix
 from poiesis.spec import Classes, Spec
 
-__all__ = ["Codec", "DataSet", "Split", "TensorSplit", "TextSplit", "WindowSplit"]
+__all__ = ["Codec", "DataSet", "Split", "TableCodec", "TensorSplit", "TextSplit", "WindowSplit"]
 
 
 class Codec(Protocol):
@@ -26,6 +27,11 @@ class Codec(Protocol):
     @property
     def suffix(self) -> str:
         """File ending of a written sample, e.g. ".png"."""
+        ...
+
+    @property
+    def shown(self) -> int:
+        """How many samples a preview shows well."""
         ...
 
     @property
@@ -51,6 +57,22 @@ class Codec(Protocol):
 
     def to_json(self) -> dict[str, Any]:
         """Return what `codec_from_json` needs."""
+        ...
+
+
+@runtime_checkable
+class TableCodec(Codec, Protocol):
+    """A codec of which many samples make one file, a row each."""
+
+    def write_table(
+        self,
+        raws: Sequence[Any],
+        path: Path,
+        recipe: dict[str, Any] | None = None,
+        *,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        """Write many raw samples, with their classes where there are, and the recipe of all."""
         ...
 
 

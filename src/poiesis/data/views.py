@@ -26,7 +26,11 @@ class View:
     def __init__(self, source: Spec, target: Spec) -> None:
         self.source = source
         self.target = target
-        if isinstance(source, Grid) and isinstance(target, Tokens):
+        # Vectors and audio are standardised by their codec: models see them as they are.
+        self._same = isinstance(source, Vector) or getattr(source, "domain", "") == "real"
+        if self._same:
+            fits = source == target
+        elif isinstance(source, Grid) and isinstance(target, Tokens):
             fits = source.dims == target.length and source.levels <= target.vocabulary
         elif isinstance(source, Grid) and isinstance(target, Grid):
             fits = source.channels == target.channels and len(source.size) == len(target.size)
@@ -35,7 +39,7 @@ class View:
         elif isinstance(source, Tokens) and isinstance(target, Tokens):
             fits = source.stream == target.stream and source.vocabulary <= target.vocabulary
         else:
-            fits = isinstance(source, Vector) and source == target
+            fits = False
         if not fits:
             raise SpecError(f"data of the form ({source}) can't be viewed as ({target})")
 
@@ -45,7 +49,7 @@ class View:
         rand(*shape) gives uniform draws (b, *shape) for a random binarisation; without it seed 0
         is used, so that held-out data stay the same.
         """
-        if not isinstance(self.source, Grid):
+        if self._same or not isinstance(self.source, Grid):
             return x
         if isinstance(self.target, Tokens):
             # Pixels in raster order, the channels of a pixel next to one another.
@@ -70,7 +74,12 @@ class View:
         return x * 2 - 1 if self.target.domain == "signed" else x
 
     def invert(self, x: Tensor) -> Tensor:
-        """Return native rows: uint8 levels for grids (rounded and clamped), int64 for tokens."""
+        """Return native rows: uint8 levels for grids (rounded and clamped), int64 for tokens.
+
+        Vectors and audio are float32, as they are.
+        """
+        if self._same:
+            return x.float()
         if not isinstance(self.source, Grid):
             return x
         top = self.source.levels - 1

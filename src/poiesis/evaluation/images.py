@@ -21,7 +21,14 @@ from poiesis.metrics import (
 from poiesis.metrics.extractors import CLASSIFIERS, Extractor, get_extractor
 from poiesis.spec import Grid
 
-__all__ = ["default_extractor", "evaluate_images", "match_levels"]
+__all__ = [
+    "check_counts",
+    "default_extractor",
+    "draw_reference",
+    "evaluate_images",
+    "match_levels",
+    "neighbourhood_numbers",
+]
 
 _NEIGHBOURS, _BALLS, _SPLITS, _SUBSETS, _SUBSET = 3, 5, 10, 100, 1000
 _RELATED = {"cifar10": "cifar10-jpeg", "cifar10-partial": "cifar10-jpeg"}
@@ -72,9 +79,7 @@ def evaluate_images(
         generated = match_levels(generated, levels, extractor.levels)
         real = match_levels(real, levels, extractor.levels)
         factor = (extractor.levels - 1) // (levels - 1)
-    for name, images in (("generated", generated), ("real", real)):
-        if len(images) < max(_BALLS + 1, _SPLITS):
-            raise DataError(f"{len(images)} {name} images: judging needs at least {_SPLITS}")
+    check_counts(generated, real, "images")
     # Each process looks at its part of the images; the main one compares.
     fake, true = (
         processes.gather(
@@ -112,6 +117,24 @@ def evaluate_images(
         score = inception_score(extractor.head(fake), splits=_SPLITS, seed=seed)
         about = passport(splits=_SPLITS)
         numbers.append(Number.of("inception_score", score, about, higher_is_better=True))
+    return [*numbers, *neighbourhood_numbers(true, fake, passport)]
+
+
+def check_counts(generated: Tensor, real: Tensor, what: str) -> None:
+    """Raise DataError if there are too few samples to judge."""
+    for name, rows in (("generated", generated), ("real", real)):
+        if len(rows) < max(_BALLS + 1, _SPLITS):
+            raise DataError(f"{len(rows)} {name} {what}: judging needs at least {_SPLITS}")
+
+
+def neighbourhood_numbers(
+    true: Tensor, fake: Tensor, passport: Callable[..., Passport]
+) -> list[Number]:
+    """Return precision, recall, density and coverage of features (n, d), (m, d).
+
+    passport: takes a number's own settings.
+    """
+    numbers = []
     pair = precision_recall(true, fake, k=_NEIGHBOURS)
     for name, estimate in zip(("precision", "recall"), pair, strict=True):
         numbers.append(Number.of(name, estimate, passport(k=_NEIGHBOURS), higher_is_better=True))

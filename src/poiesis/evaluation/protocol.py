@@ -1,8 +1,9 @@
 """Judging a run: which numbers, on which samples, against which real data.
 
 Images: FID, KID, Inception Score, precision, recall, density and coverage of generated against
-real ones. Text: repetition and novelty. Models with a likelihood: nats and bits per dimension or
-character on held-out data. All: sampling speed. Every number has a passport.
+real ones. Vectors and audio: Fréchet distance, precision, recall, density and coverage. Text:
+repetition and novelty. Models with a likelihood: nats and bits per dimension or character on
+held-out data. All: sampling speed. Every number has a passport.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from torch import Tensor
 
 from poiesis import processes
 from poiesis.config import check
+from poiesis.data.codecs import AudioCodec, VectorCodec
 from poiesis.data.dataset import DataSet, TextSplit
 from poiesis.errors import ConfigError, DataError, RunError, suggest
 from poiesis.evaluation.images import default_extractor, draw_reference, evaluate_images
 from poiesis.evaluation.likelihood import evaluate_likelihood
 from poiesis.evaluation.passport import Number, Passport
+from poiesis.evaluation.values import evaluate_values
 from poiesis.metrics.extractors import get_extractor
 from poiesis.metrics.text import novelty, repetition
 from poiesis.models import trained as trained_models
@@ -53,17 +56,18 @@ class EvaluationConfig:
     """How a run is judged."""
 
     extractor: str = "auto"
-    """Feature extractor: a name, a weights file, or auto for the data set's own or random."""
+    """Feature extractor of images: a name, a weights file, or auto for the data set's own or
+    random."""
     samples: int | None = None
     """Samples to generate; None is as many as there are real ones, at most 5,000 (texts: 32)."""
     split: Literal["auto", "train", "validation", "test"] = "auto"
-    """Real images to compare with; auto is test, or train where test has under 1,000."""
+    """Real samples to compare with; auto is test, or train where test has under 1,000."""
     likelihood_rows: int = 1000
     """Held-out samples (windows of a text) whose likelihood is measured; 0 leaves it out."""
     likelihood_samples: int | None = None
     """Importance samples or bound terms per sample; None is the model's default."""
     seed: int = 0
-    """Seed of the samples, of the choice of real images, and of the intervals."""
+    """Seed of the samples, of the choice of real ones, and of the intervals."""
     checkpoint: str = "auto"
     """Which weights: auto (the best by held-out data if known, else the latest) or a step."""
     batch_size: int = 64
@@ -153,7 +157,9 @@ def evaluate(
     processes.join()
     trained = trained_models.load(run, checkpoint=config.checkpoint, device=config.device)
     data = trained.open_data()
-    if isinstance(data.spec, Grid):
+    if isinstance(data.codec, AudioCodec | VectorCodec):
+        numbers = _judge_values(trained, data, data.codec, config, progress)
+    elif isinstance(data.spec, Grid):
         numbers = _judge_images(trained, data, config, progress)
     else:
         numbers = _judge_texts(trained, data, config, progress)
@@ -197,12 +203,7 @@ def _judge_images(
     else:
         extractor = get_extractor(config.extractor, levels=spec.levels)
     extractor.to(trained.model.device)
-    split = _reference_split(data, config)
-    rows = data.splits[split]
-    n = config.samples or min(_MOST_IMAGES, len(rows))
-    generated, speed = _timed_samples(trained, data, n, config, progress)
-    chosen = draw_reference(torch.arange(len(rows)), n, config.seed)
-    real, _ = rows.fetch(chosen)
+    generated, real, split, speed = _two_sets(trained, data, config, progress)
     report = _counter(progress, "features", len(real) + len(generated))
     numbers = evaluate_images(
         generated,
@@ -214,6 +215,41 @@ def _judge_images(
         levels=spec.levels,
         seed=config.seed,
         progress=report,
+    )
+    return [*numbers, speed]
+
+
+def _two_sets(
+    trained: Trained, data: DataSet, config: EvaluationConfig, progress: Progress | None
+) -> tuple[Tensor, Tensor, str, Number]:
+    """Return as many generated as real native rows, the split of these, and the sampling speed."""
+    split = _reference_split(data, config)
+    rows = data.splits[split]
+    n = config.samples or min(_MOST_IMAGES, len(rows))
+    generated, speed = _timed_samples(trained, data, n, config, progress)
+    real, _ = rows.fetch(draw_reference(torch.arange(len(rows)), n, config.seed))
+    return generated, real, split, speed
+
+
+def _judge_values(
+    trained: Trained,
+    data: DataSet,
+    codec: AudioCodec | VectorCodec,
+    config: EvaluationConfig,
+    progress: Progress | None,
+) -> list[Number]:
+    if config.extractor != "auto":
+        what = f"extractor = {config.extractor!r} is for images"
+        raise ConfigError(f"{what}; {data.name} is {data.spec}: leave it out")
+    generated, real, split, speed = _two_sets(trained, data, config, progress)
+    numbers = evaluate_values(
+        generated,
+        real,
+        codec,
+        data=data.name,
+        variant=data.variant,
+        split=split,
+        seed=config.seed,
     )
     return [*numbers, speed]
 

@@ -10,21 +10,30 @@ from poiesis.files._arrays import parse_npy, read_idx, read_npz, read_safetensor
 from poiesis.files._images import IMAGE_SUFFIXES, MAX_PIXELS, image_header, read_image
 from poiesis.files._pickles import unpickle
 from poiesis.files._plain import decode_text, open_stream, read_bytes, read_json, read_text
+from poiesis.files._tables import TABLE_SUFFIXES, Table, is_table, read_table
+from poiesis.files._waves import WAVE_SUFFIXES, make_wav, parse_wav
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
+    "TABLE_SUFFIXES",
+    "WAVE_SUFFIXES",
+    "Table",
     "Zip",
     "decode_text",
     "image_header",
+    "is_table",
+    "make_wav",
     "open_stream",
     "parse_npy",
+    "parse_wav",
     "read_bytes",
     "read_idx",
     "read_image",
     "read_json",
     "read_npz",
     "read_safetensors",
+    "read_table",
     "read_text",
     "tar_members",
     "unpickle",

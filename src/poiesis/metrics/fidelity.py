@@ -1,4 +1,4 @@
-"""How close pictures are to the ones they should be: PSNR and SSIM.
+"""How close pictures are to the ones they should be: PSNR and SSIM; sound and vectors: SNR.
 
 Shape letters: n pictures, c channels, h height, w width.
 """
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from poiesis.errors import DataError
 from poiesis.metrics.estimate import Estimate, mean_estimate
 
-__all__ = ["psnr", "ssim"]
+__all__ = ["psnr", "snr", "ssim"]
 
 _WINDOW, _SIGMA, _K1, _K2 = 11, 1.5, 0.01, 0.03
 
@@ -29,6 +29,26 @@ def psnr(found: Tensor, wanted: Tensor, *, peak: float = 255.0) -> Estimate:
     error = (a - b).square().flatten(1).mean(1)
     value = 10 * (peak**2 / error.clamp(min=peak**2 * 1e-10)).log10()
     return mean_estimate(value, low=-math.inf, high=100)
+
+
+def snr(found: Tensor, wanted: Tensor) -> Estimate:
+    """Return the signal-to-noise ratio of rows (n, …) in dB, over all of them together.
+
+    10 log10(sum of wanted² / sum of (found - wanted)²), so rows should vary about 0; one that is
+    exact counts as 100 dB. Raises DataError for different shapes.
+    """
+    if found.shape != wanted.shape or not wanted.numel():
+        shapes = f"{tuple(found.shape)} and {tuple(wanted.shape)}"
+        raise DataError(f"rows of shapes {shapes} can't be compared")
+    a, b = found.double().flatten(1), wanted.double().flatten(1)
+    signal, noise = b.square().sum(1), (a - b).square().sum(1)
+    top, bottom = float(signal.mean()), float(noise.mean())
+    if bottom <= top * 1e-10:
+        return Estimate(value=100.0, parts=(), low=-math.inf, high=100)
+    # To first order the logarithm of a ratio of means moves with these.
+    parts = 10 / math.log(10) * (signal / max(top, 1e-300) - noise / bottom)
+    value = 10 * math.log10(max(top, 1e-300) / bottom)
+    return Estimate(value=value, parts=(parts.numpy(),), low=-math.inf, high=100)
 
 
 def ssim(found: Tensor, wanted: Tensor, *, peak: float = 255.0) -> Estimate:

@@ -2,6 +2,7 @@
 
     OUT/manifest.json            what was asked of which weights, and every shard with its hash
     OUT/shard-00000.zip …        the samples as files, stored, in order; the same bytes every time
+                                 (rows of a table: shard-00000.csv)
     OUT/.done-00000.jsonl        while it runs: the shards that process 0 has finished
 
 A shard is written beside its place and renamed into it, then noted; so after a crash the same
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from poiesis import processes
+from poiesis.data.dataset import TableCodec
 from poiesis.errors import RunError
 from poiesis.models.trained import Trained
 from poiesis.runs import sha256, write_atomic
@@ -28,6 +30,8 @@ __all__ = ["SHARD_SIZE", "sample_shards"]
 
 SHARD_SIZE = 10_000
 """Samples in a shard, and the number from which on samples come in shards."""
+TABLE_SHARD_SIZE = 1_000_000
+"""The same for rows of a table."""
 MANIFEST = "manifest.json"
 
 
@@ -68,7 +72,8 @@ def sample_shards(
     for number in range(processes.rank(), count, processes.size()):
         first = number * shard_size
         size = min(shard_size, n - first)
-        path = folder / f"shard-{number:0{max(5, len(str(count - 1)))}d}.zip"
+        suffix = trained.codec.suffix if isinstance(trained.codec, TableCodec) else ".zip"
+        path = folder / f"shard-{number:0{max(5, len(str(count - 1)))}d}{suffix}"
         if path.name not in done:
             try:
                 _write_shard(trained, path, first, size, n, batch_size, progress, drawing, options)
@@ -157,6 +162,16 @@ def _write_shard(
 ) -> None:
     digits = max(5, len(str(n - 1)))
     temporary = path.with_name(f".{path.name}.tmp")
+    if isinstance(trained.codec, TableCodec):
+        raws = trained.sample(
+            size, first=first, batch_size=batch_size, progress=progress, **drawing, **options
+        )
+        classes = trained.class_names(first + size, drawing["label"])
+        own = None if classes is None else classes[first:]
+        trained.codec.write_table(raws, temporary, classes=own)
+        _sync(temporary)
+        os.replace(temporary, path)
+        return
     with tempfile.TemporaryDirectory() as scratch, open(temporary, "wb") as file:
         with zipfile.ZipFile(file, "w") as archive:
             for start in range(first, first + size, batch_size):
@@ -172,6 +187,11 @@ def _write_shard(
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def _add(

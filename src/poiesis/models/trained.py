@@ -19,7 +19,7 @@ from poiesis import processes, registry
 from poiesis.data import open_data
 from poiesis.data.codecs import codec_from_json
 from poiesis.data.config import DataConfig
-from poiesis.data.dataset import Codec, DataSet
+from poiesis.data.dataset import Codec, DataSet, TableCodec
 from poiesis.data.views import View
 from poiesis.errors import CapabilityError, ConfigError, PoiesisWarning, RunError
 from poiesis.machine import keep_memory
@@ -134,7 +134,8 @@ class Trained:
         first: int = 0,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Return n samples as native tensors: uint8 levels (n, c, h, w) or int64 tokens (n, t)."""
+        """Return n samples as native tensors: uint8 levels (n, c, h, w), int64 tokens (n, t) or
+        float32 vectors (n, d) and audio (n, 1, t)."""
         condition = None if label is None else torch.full((n,), self.class_number(label))
         drawn = self.model.sample(
             n,
@@ -161,7 +162,7 @@ class Trained:
         progress: Progress | None = None,
         **options: Any,
     ) -> list[Any]:
-        """Return n raw samples: pictures (PIL) or texts.
+        """Return n raw samples: pictures (PIL), texts, rows of numbers or int16 sound (NumPy).
 
         Sample i depends on (seed, first + i) alone. label: a class by name or number. prompt, stop,
         on_text(sample, piece): for text, what to continue, where to stop, and who hears each piece
@@ -232,8 +233,23 @@ class Trained:
             take(row, stream.flush())
         return [prompt + "".join(parts) for parts in pieces]
 
-    def recipe(self, index: int, first: int, count: int, **how: Any) -> dict[str, Any]:
-        """Return what makes sample `index` again: model hash, config, seed, options, version."""
+    def class_names(self, n: int, label: str | int | None = None) -> list[str] | None:
+        """Return the classes of the first n samples, given `label` or none; None without any."""
+        condition = self.model.condition
+        if condition is None:
+            return None
+        numbers = [self.class_number(label)] * n if label is not None else None
+        if numbers is None:
+            drawn = self.model.default_condition(0, n)
+            assert drawn is not None
+            numbers = drawn.tolist()
+        return [condition.names[number] if condition.names else str(number) for number in numbers]
+
+    def recipe(self, index: int | None, first: int, count: int, **how: Any) -> dict[str, Any]:
+        """Return what makes sample `index` again: model hash, config, seed, options, version.
+
+        index: None for all the samples of the batch in one file.
+        """
         from poiesis import __version__
 
         return {
@@ -319,10 +335,12 @@ def sample(
 ) -> list[Path]:
     """Draw n samples and write each to a file in `out`, its recipe inside; returns the paths.
 
-    out: default the run's folder samples/seed-<seed>. Pictures also get a sheet of the first 100.
-    Everything is drawn before the first file is written. More than 10,000 samples, or any number
-    with a shard_size, come as zip files of so many each, with a manifest, and an interrupted call
-    goes on where it stopped (`poiesis.models.bulk`). Several processes (torchrun) share the work.
+    out: default the run's folder samples/seed-<seed>. All but texts also get an overview, grid.png.
+    Rows of a table come as one file, samples.csv, or the .csv that `out` names. Everything is drawn
+    before the first file is written. More than 10,000 samples (rows: 1,000,000), or any number
+    with a shard_size, come as zip files (rows: csv files) of so many each, with a manifest, and an
+    interrupted call goes on where it stopped (`poiesis.models.bulk`). Several processes (torchrun)
+    share the work.
     """
     from poiesis.models import bulk
 
@@ -331,12 +349,15 @@ def sample(
     trained = load(run, checkpoint=checkpoint, weights=weights, device=device)
     folder = Path(out) if out is not None else trained.run.path / "samples" / f"seed-{seed}"
     how = {"seed": seed, "label": label, "prompt": prompt, "stop": list(stop), "weights": weights}
-    if shard_size is not None or n > bulk.SHARD_SIZE:
+    codec = trained.codec
+    table = isinstance(codec, TableCodec)
+    most = bulk.TABLE_SHARD_SIZE if table else bulk.SHARD_SIZE
+    if shard_size is not None or n > most:
         return bulk.sample_shards(
             trained,
             n,
             folder,
-            shard_size=shard_size or bulk.SHARD_SIZE,
+            shard_size=shard_size or most,
             batch_size=batch_size,
             progress=progress,
             how=how,
@@ -358,21 +379,50 @@ def sample(
             progress=progress,
             **options,
         )
+    if table:
+        return [_write_table(trained, codec, raws, n, folder, how)]
     digits = max(5, len(str(n - 1)))
-    paths = [folder / f"{index:0{digits}d}{trained.codec.suffix}" for index in range(n)]
+    paths = [folder / f"{index:0{digits}d}{codec.suffix}" for index in range(n)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for index, raw in enumerate(raws, start):
             first = index // batch_size * batch_size
             recipe = trained.recipe(index, first, min(batch_size, n - first), **how)
-            trained.codec.write(raw, paths[index], recipe)
-        if trained.codec.suffix == ".png" and processes.main():
-            trained.codec.preview(raws[:100]).save(folder / "grid.png")
+            codec.write(raw, paths[index], recipe)
+        if not isinstance(trained.data_spec, Tokens) and processes.main():
+            most = max(100, codec.shown) if codec.suffix == ".png" else codec.shown
+            codec.preview(raws[:most]).save(folder / "grid.png")
     except OSError as error:
         reason = error.strerror or str(error)
         raise RunError(f"can't write samples to {str(folder)!r}: {reason}") from None
     processes.barrier()
     return paths
+
+
+def _write_table(
+    trained: Trained,
+    codec: TableCodec,
+    own: list[Any],
+    n: int,
+    out: Path,
+    how: dict[str, Any],
+) -> Path:
+    """Write the rows of all processes to one file, and an overview beside it; return its path."""
+    raws = [raw for part in processes.of_all(own) for raw in part]
+    named = out.suffix == codec.suffix
+    path = out if named else out / f"samples{codec.suffix}"
+    grid = out.with_suffix(".png") if named else out / "grid.png"
+    try:
+        if processes.main():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            classes = trained.class_names(n, how["label"])
+            codec.write_table(raws, path, trained.recipe(None, 0, n, **how), classes=classes)
+            codec.preview(raws[: codec.shown]).save(grid)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RunError(f"can't write samples to {str(path)!r}: {reason}") from None
+    processes.barrier()
+    return path
 
 
 def reproduce(
@@ -428,5 +478,9 @@ def reproduce(
         batch_size=recipe["batch_size"],
         **options,
     )
-    trained.codec.write(raws[index - first], Path(out), recipe)
+    if index is None and isinstance(trained.codec, TableCodec):
+        classes = trained.class_names(count, recipe["label"])
+        trained.codec.write_table(raws, Path(out), recipe, classes=classes)
+    else:
+        trained.codec.write(raws[index - first], Path(out), recipe)
     return Path(out)

@@ -1,6 +1,6 @@
 """Is it copying? Exact nearest training samples, and how near held-out data come by themselves.
 
-A sample that lies closer to the training set than all but the closest 1% of held-out images do is
+A sample that lies closer to the training set than all but the closest 1% of held-out samples do is
 suspiciously close. For a model that generalises about 1% are; for one that copies, all.
 """
 
@@ -20,12 +20,12 @@ from poiesis.rng import generator
 __all__ = ["Copying", "copying", "nearest"]
 
 QUANTILE = 0.01
-"""Held-out images closer to the training set than this share of them count as near-copies."""
+"""Held-out samples closer to the training set than this share of them count as near-copies."""
 _MOST_HELD_OUT = 1000
 _ROWS = 4096
 
 Features = Callable[[Tensor], Tensor]
-"""Takes native images (n, c, h, w), returns rows (n, d)."""
+"""Takes native rows (n, …), returns rows (n, d)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def nearest(rows: Tensor, split: Split, features: Features) -> tuple[Tensor, Ten
 def copying(
     samples: Tensor, splits: dict[str, Any], features: Features, *, seed: int = 0
 ) -> Copying:
-    """Return the nearest training rows of native samples (n, c, h, w) in the space of `features`.
+    """Return the nearest training rows of native samples (n, …) in the space of `features`.
 
     splits: of a data set; the held-out ones are those of test, or else of validation, at most
     1,000 of them, drawn by seed.

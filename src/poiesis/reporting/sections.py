@@ -14,28 +14,37 @@ from torch import Tensor
 
 from poiesis import registry
 from poiesis.config import save_yaml
+from poiesis.data.codecs import AudioCodec, VectorCodec
 from poiesis.data.dataset import DataSet
 from poiesis.errors import ConfigError, DataError
-from poiesis.evaluation.images import default_extractor, match_levels
+from poiesis.evaluation.images import default_extractor, draw_reference, match_levels
 from poiesis.evaluation.passport import Number
 from poiesis.evaluation.protocol import load_evaluation
+from poiesis.evaluation.values import value_features
 from poiesis.metrics.extractors import Extractor
 from poiesis.models import trained as trained_models
 from poiesis.models.trained import Trained
 from poiesis.reporting.neighbours import Copying, copying
 from poiesis.reporting.plots import curve, panels
 from poiesis.runs import Run
-from poiesis.spec import Grid
+from poiesis.spec import Grid, Tokens
 
 __all__ = ["RunSection", "duration", "gather", "picture", "short"]
 
 _NEIGHBOURS_SHOWN = 12
 _TEXTS_SHOWN = 8
 
-NAMES = {"fid": "FID", "kid": "KID", "nll": "NLL", "bits_per_dim": "bits/dim"}
+NAMES = {
+    "fid": "FID",
+    "frechet_distance": "Fréchet distance",
+    "kid": "KID",
+    "nll": "NLL",
+    "bits_per_dim": "bits/dim",
+}
 """What numbers are called in tables, where it is not their own name."""
 GLOSSES = {
     "fid": "distance between the means and covariances of features",
+    "frechet_distance": "distance between means and covariances; blind to any other shape",
     "kid": "squared distance between feature distributions, unbiased",
     "inception_score": "how sure and how varied a classifier's answers are",
     "precision": "share of samples that lie among real ones",
@@ -101,17 +110,24 @@ def gather(path: str | Path, *, samples: int = 64, label: str = "") -> RunSectio
     trained = trained_models.load(path)
     run = trained.run
     shown: dict[str, Any] = {}
-    images = isinstance(trained.data_spec, Grid)
+    images = not isinstance(trained.data_spec, Tokens)
     if images:
-        native = trained.sample_native(samples, seed=0)
-        raws = [trained.codec.decode(row) for row in native]
-        shown["grid"] = picture(trained.codec.preview(raws))
+        codec = trained.codec
+        few = codec.suffix == ".png"
+        native = trained.sample_native(samples if few else max(samples, codec.shown), seed=0)
+        raws = [codec.decode(row) for row in native]
+        behind: dict[str, Any] = {}
         try:
             data = trained.open_data()
         except DataError as error:
             shown["neighbours_missing"] = str(error)
         else:
             shown |= _compare_with_data(trained, data, native)
+            if isinstance(codec, VectorCodec):
+                rows, _ = data.splits["train"].fetch(torch.arange(len(data.splits["train"])))
+                behind["behind"] = codec.decode(draw_reference(rows, len(raws), 0))
+        most = codec.shown if isinstance(codec, AudioCodec) else len(raws)
+        shown["grid"] = picture(codec.preview(raws[:most], **behind))
     else:
         shown["texts"] = trained.sample(min(samples, _TEXTS_SHOWN), seed=0)
     evaluation = load_evaluation(run.path)
@@ -133,7 +149,7 @@ def gather(path: str | Path, *, samples: int = 64, label: str = "") -> RunSectio
             for name, network in trained.model.networks().items()
             if any(True for _ in network.parameters())
         ],
-        pixelated=isinstance(trained.data_spec, Grid) and max(trained.data_spec.size) < 64,
+        pixelated=trained.codec.suffix == ".png" and max(trained.data_spec.size) < 64,
         over_time=_over_time(run, images),
         curves=[svg for name, svg in drawn.items() if not name.endswith("_gradient")],
         gradients=[svg for name, svg in drawn.items() if name.endswith("_gradient")],
@@ -236,34 +252,45 @@ def _row(number: Number) -> dict[str, str]:
 
 
 def _compare_with_data(trained: Trained, data: DataSet, native: Tensor) -> dict[str, Any]:
-    """Return nearest training samples and class counts of native image samples."""
-    assert isinstance(data.spec, Grid)
-    levels = data.spec.levels
-
-    def pixels(x: Tensor) -> Tensor:
-        return x.flatten(1).double() / (levels - 1)
-
-    found = {"pixels": copying(native, data.splits, pixels)}
+    """Return nearest training samples of native samples, and class counts of images."""
+    codec = trained.codec
     shown: dict[str, Any] = {}
-    extractor = default_extractor(data.name, data.spec)
-    if extractor.classes:
+    if isinstance(codec, AudioCodec | VectorCodec):
+        own = "standardised columns" if isinstance(codec, VectorCodec) else "spectra"
+        names = {"values": own}
+        found = {"values": copying(native, data.splits, lambda x: value_features(x, codec))}
+        count = 0 if isinstance(codec, VectorCodec) else _NEIGHBOURS_SHOWN
+    else:
+        assert isinstance(data.spec, Grid)
+        levels = data.spec.levels
 
-        def features(x: Tensor) -> Tensor:
-            return extractor.features(match_levels(x, levels, extractor.levels))
+        def pixels(x: Tensor) -> Tensor:
+            return x.flatten(1).double() / (levels - 1)
 
-        found["features"] = copying(native, data.splits, features)
-        shown |= _classes(trained, extractor, features(native))
-    names = {"pixels": "pixels", "features": f"features ({extractor.name})"}
-    order = found["pixels"].distance.argsort()[:_NEIGHBOURS_SHOWN].tolist()
+        found = {"pixels": copying(native, data.splits, pixels)}
+        extractor = default_extractor(data.name, data.spec)
+        if extractor.classes:
+
+            def features(x: Tensor) -> Tensor:
+                return extractor.features(match_levels(x, levels, extractor.levels))
+
+            found["features"] = copying(native, data.splits, features)
+            shown |= _classes(trained, extractor, features(native))
+        names = {"pixels": "pixels", "features": f"features ({extractor.name})"}
+        count = _NEIGHBOURS_SHOWN
+    order = next(iter(found.values())).distance.argsort()[:count].tolist()
+
+    def drawn(row: Tensor) -> str:
+        raw = codec.decode(row)
+        return picture(codec.preview([raw]) if isinstance(codec, AudioCodec) else raw)
 
     def pair(row: int) -> dict[str, Any]:
         fetched = {
             k: data.splits["train"].fetch(c.index[row : row + 1])[0][0] for k, c in found.items()
         }
-        decode = trained.codec.decode
         return {
-            "sample": picture(decode(native[row])),
-            "nearest": [(names[k], picture(decode(x))) for k, x in fetched.items()],
+            "sample": drawn(native[row]),
+            "nearest": [(names[k], drawn(x)) for k, x in fetched.items()],
             "close": any(bool(c.close[row]) for c in found.values()),
         }
 

@@ -435,7 +435,7 @@ class Engine:
         self._settle()
         codec = self.data.codec
         view = View(self.data.spec, self.model.spec)
-        count = GRID_SAMPLES if codec.suffix == ".png" else 4
+        count = GRID_SAMPLES if codec.suffix == ".png" else codec.shown
         with self.average.applied(), distribution.whole_networks(self.sharded):
             drawn = self.model.sample(count, seed=self.seed, precision=self.config.precision)
         self.model.train()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from poiesis.data.codecs.audio import AudioCodec
 from poiesis.data.codecs.image import ImageCodec
 from poiesis.data.codecs.text import TextCodec
+from poiesis.data.codecs.vector import VectorCodec
 from poiesis.errors import DataError
 
-__all__ = ["ImageCodec", "TextCodec", "codec_from_json"]
+__all__ = ["AudioCodec", "ImageCodec", "TextCodec", "VectorCodec", "codec_from_json"]
 
-_KINDS = {"image": ImageCodec, "text": TextCodec}
+AnyCodec = AudioCodec | ImageCodec | TextCodec | VectorCodec
+_KINDS = {"audio": AudioCodec, "image": ImageCodec, "text": TextCodec, "vector": VectorCodec}
 
 
-def codec_from_json(data: dict[str, Any]) -> ImageCodec | TextCodec:
+def codec_from_json(data: dict[str, Any]) -> AnyCodec:
     """Return the codec that ``to_json`` described; raises DataError."""
     fields = dict(data)
     kind = fields.pop("kind", None)

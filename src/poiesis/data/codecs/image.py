@@ -106,6 +106,11 @@ class ImageCodec:
         return ".png"
 
     @property
+    def shown(self) -> int:
+        """Pictures that a preview shows well."""
+        return 64
+
+    @property
     def spec(self) -> Grid:
         """Levels (c, h, w)."""
         return Grid(channels=self.channels, size=self.size, levels=self.levels)

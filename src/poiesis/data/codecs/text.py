@@ -112,6 +112,11 @@ class TextCodec:
         return ".txt"
 
     @property
+    def shown(self) -> int:
+        """Texts that a preview shows well."""
+        return 4
+
+    @property
     def spec(self) -> Tokens:
         """A stream of tokens."""
         return Tokens(vocabulary=self.vocabulary, length=0, stream=True)

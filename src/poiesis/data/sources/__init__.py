@@ -10,10 +10,10 @@ from pathlib import Path
 from poiesis.data.augment import check_names
 from poiesis.data.config import DataConfig
 from poiesis.data.dataset import DataSet
-from poiesis.data.sources import arrays, hub, images, texts
+from poiesis.data.sources import arrays, audio, hub, images, tables, texts
 from poiesis.errors import ConfigError, DataError, suggest
-from poiesis.files import IMAGE_SUFFIXES
-from poiesis.spec import Grid
+from poiesis.files import IMAGE_SUFFIXES, WAVE_SUFFIXES, is_table, read_bytes
+from poiesis.spec import Grid, Tokens, Vector
 
 __all__ = ["NAMED", "find", "open_data", "roots"]
 
@@ -78,17 +78,35 @@ def open_data(source: str, config: DataConfig | None = None) -> DataSet:
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{error.filename or source}: {reason}; check the path") from None
-    if not isinstance(dataset.spec, Grid):
-        for option in ("resize", "crop", "channels"):
-            if getattr(config, option) is not None:
-                raise ConfigError(f"data.{option} is for images; {dataset.name} is text")
-        if config.binarize != "none" or config.augment:
-            option = "augment" if config.augment else "binarize"
-            raise ConfigError(f"data.{option} is for images; {dataset.name} is text")
+    _check_options(dataset, config)
     # What went wrong, without the way out: it was taken.
     dataset.skipped = [line.rpartition("; ")[0] or line for line in dataset.skipped]
     dataset.notes["skipped"] = len(dataset.skipped)
     return dataset
+
+
+def _check_options(dataset: DataSet, config: DataConfig) -> None:
+    """Raise ConfigError for an option that is for another kind of data."""
+    kind = "images"
+    if isinstance(dataset.spec, (Tokens, Vector)):
+        kind = "text" if isinstance(dataset.spec, Tokens) else "a table"
+    elif isinstance(dataset.spec, Grid) and len(dataset.spec.size) == 1:
+        kind = "audio"
+    default = DataConfig()
+    for kinds, options in _OPTIONS.items():
+        for option in options if kind not in kinds else ():
+            if getattr(config, option) != getattr(default, option):
+                wanted = " and ".join(kinds)
+                raise ConfigError(f"data.{option} is for {wanted}; {dataset.name} is {kind}")
+
+
+_OPTIONS = {
+    ("images",): ("resize", "crop", "binarize", "augment"),
+    ("images", "audio"): ("channels",),
+    ("audio",): ("length",),
+    ("a table",): ("label", "drop"),
+}
+"""Kinds of data → the options that only they have."""
 
 
 def _open(config: DataConfig) -> DataSet:
@@ -134,6 +152,11 @@ def open_path(path: Path, name: str, config: DataConfig) -> DataSet:
             return arrays.open_cifar(path, name, config)
         if lower.endswith(IMAGE_SUFFIXES):
             raise DataError(f"{path}: is a single image; give the folder that holds the images")
+        if lower.endswith(WAVE_SUFFIXES):
+            found = images.Found(path.parent, [path.name], lambda _: read_bytes(path))
+            return audio.open_audio(found, name, config)
+        if is_table(lower):
+            return tables.open_table(path, name, config)
         return texts.open_files(path, name, config)
     entries = sorted(path.iterdir())
     names = [entry.name for entry in entries]
@@ -147,6 +170,9 @@ def open_path(path: Path, name: str, config: DataConfig) -> DataSet:
     found = images.list_folder(path)
     if found.names:
         return images.open_files(found, name, config)
+    sounds = images.list_folder(path, WAVE_SUFFIXES)
+    if sounds.names:
+        return audio.open_audio(sounds, name, config)
     if len(zips) == 1:
         return images.open_zip(zips[0], name, config)
     return texts.open_files(path, name, config)

@@ -22,7 +22,7 @@ from poiesis.data.sources.splits import Images, MemoryRows, assemble, to_bits
 from poiesis.errors import DataError
 from poiesis.files import IMAGE_SUFFIXES, Zip, image_header, read_bytes, read_image
 
-__all__ = ["Found", "StreamSplit", "list_folder", "open_files", "open_parts", "open_zip"]
+__all__ = ["Found", "StreamSplit", "arrange", "list_folder", "open_files", "open_parts", "open_zip"]
 
 PARTS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -37,7 +37,7 @@ SIDEWAYS = 5
 
 @dataclass
 class Found:
-    """Image files by name, and how to read one."""
+    """Files of one kind by name, and how to read one."""
 
     where: object
     """What messages call the place."""
@@ -55,17 +55,25 @@ def _hidden(name: str) -> bool:
     )
 
 
-def _sift(where: object, names: Sequence[str], read: Callable[[str], bytes]) -> Found:
+def _sift(
+    where: object,
+    names: Sequence[str],
+    read: Callable[[str], bytes],
+    suffixes: tuple[str, ...] = IMAGE_SUFFIXES,
+) -> Found:
     seen = sorted(name for name in names if not _hidden(name))
-    chosen = [name for name in seen if name.lower().endswith(IMAGE_SUFFIXES)]
+    chosen = [name for name in seen if name.lower().endswith(suffixes)]
     other = Counter(PurePosixPath(name).suffix.lower() or "none" for name in seen)
     for name in chosen:
         other[PurePosixPath(name).suffix.lower()] -= 1
     return Found(where, chosen, read, {kind: n for kind, n in sorted(other.items()) if n})
 
 
-def list_folder(path: Path) -> Found:
-    """Return the images below a folder, links to folders followed once; raises OSError."""
+def list_folder(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Found:
+    """Return the files with such endings below a folder, links to folders followed once.
+
+    Raises OSError.
+    """
 
     def refuse(error: OSError) -> None:
         raise error
@@ -80,7 +88,7 @@ def list_folder(path: Path) -> Found:
         visited.add(real)
         below = Path(folder).relative_to(path)
         names += [(below / file).as_posix() for file in files]
-    return _sift(path, names, lambda name: read_bytes(path / name))
+    return _sift(path, names, lambda name: read_bytes(path / name), suffixes)
 
 
 def open_zip(path: Path, name: str, config: DataConfig) -> DataSet:
@@ -98,11 +106,11 @@ def open_files(found: Found, name: str, config: DataConfig) -> DataSet:
     train/, val/ and test/ on top are official parts; folders (in them) are classes; without
     folders there are none. Folders that everything lies in are passed through, a lone train/ too.
     """
-    return open_parts(found, _arrange(found), name, config)
+    return open_parts(found, arrange(found), name, config)
 
 
-def _arrange(found: Found) -> dict[str, list[tuple[str, str]]]:
-    """Return part → (name, class) of each image; the class is "" without folders."""
+def arrange(found: Found) -> dict[str, list[tuple[str, str]]]:
+    """Return part → (name, class) of each file; the class is "" without folders."""
     split = {name: PurePosixPath(name).parts for name in found.names}
     while len({p[0] for p in split.values()}) == 1 and min(map(len, split.values())) > 1:
         split = {name: p[1:] for name, p in split.items()}

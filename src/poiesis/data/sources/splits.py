@@ -1,4 +1,4 @@
-"""Train, validation and test parts of image sets: deterministic, stratified, recorded."""
+"""Train, validation and test parts of sets of rows: deterministic, stratified, recorded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VALIDATION_IMAGES = {"mnist": 5000, "fashion-mnist": 5000}
 
 
 class Rows(Protocol):
-    """Image rows of one part, in memory or not."""
+    """Rows of one part, in memory or not."""
 
     y: Tensor | None
 
@@ -43,7 +43,7 @@ class Rows(Protocol):
 
 @dataclass
 class MemoryRows:
-    """Rows in one uint8 tensor (n, c, h, w)."""
+    """Rows in one tensor, of images uint8 (n, c, h, w)."""
 
     x: Tensor
     y: Tensor | None
@@ -68,16 +68,18 @@ class MemoryRows:
 
 @dataclass
 class Images:
-    """An image set as found: its parts, of which "all" stands for a set without official ones."""
+    """A set as found: its parts, of which "all" stands for a set without official ones."""
 
     name: str
     parts: dict[str, Any]
-    codec: ImageCodec
+    codec: Any
     classes: tuple[str, ...] = ()
     steps: list[str] = field(default_factory=list)
     """What was done to the pictures, for the variant's name."""
     skipped: list[str] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
+    rows: str = "images"
+    """What messages call the rows."""
 
 
 def bernoulli(part: str, rows: Tensor, dims: int) -> np.ndarray:
@@ -172,7 +174,7 @@ def assemble(images: Images, config: DataConfig) -> DataSet:
     if config.limit is not None and config.limit < len(train):
         order = torch.randperm(len(train), generator=generator("limit", config.split_seed))
         chosen["train"] = part, train[order[: config.limit]].sort().values
-        steps.append(f"{config.limit:,} training images")
+        steps.append(f"{config.limit:,} training {images.rows}")
 
     ordered = {s: chosen[s] for s in ("train", "validation", "test") if s in chosen}
     ordered = {split: pick for split, pick in ordered.items() if len(pick[1])}

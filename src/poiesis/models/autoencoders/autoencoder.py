@@ -25,6 +25,7 @@ from poiesis.models.autoencoders.networks import (
     linear,
     plain,
     residual,
+    wave_shape,
 )
 from poiesis.models.base import (
     Batch,
@@ -62,18 +63,19 @@ class Autoencoder(GenerativeModel):
         """Options of the autoencoder."""
 
         network: Literal["residual", "conv", "mlp", "linear"] = "residual"
-        """residual: convolutions with residual blocks; conv: plain strided convolutions; mlp;
-        linear: one matrix each way, which learns the span of the principal components."""
+        """residual: convolutions with residual blocks; conv: plain strided convolutions (images
+        only); mlp; linear: one matrix each way, which learns the span of the principal
+        components."""
         widths: tuple[int, ...] = (32, 64)
-        """Channels of each level, of half the size of the one before; mlp: hidden units. The
-        decoder mirrors the encoder."""
+        """Channels of each level, of half the size of the one before; mlp: hidden units; residual
+        on audio: channels. The decoder mirrors the encoder."""
         blocks: int = 1
         """Residual blocks per level (network residual)."""
         latent_dim: int = 32
         """Dimensions of the code."""
         distance: Literal["squared", "bernoulli"] = "squared"
-        """squared: half the squared error, of images in [-1, 1], of vectors in their own units;
-        bernoulli: the cross-entropy, gray levels taken for probabilities."""
+        """squared: half the squared error, of images in [-1, 1], of vectors and audio as they
+        are standardised; bernoulli: the cross-entropy, gray levels taken for probabilities."""
         weight_decay: float = 0.0
         """Decay of the weight matrices (AdamW), against overfitting of small data sets."""
         learning_rate: float = 1e-3
@@ -104,25 +106,26 @@ class Autoencoder(GenerativeModel):
     @preset
     @classmethod
     def default(cls, spec: Spec) -> Any:
-        """Residual convolutions for images, as deep as they need; dense layers for vectors."""
+        """Residual convolutions for images and audio, as deep as needed; dense for vectors."""
+        if not _is_image(spec) and isinstance(spec, Grid):
+            return cls.Config(**wave_shape(spec))
         if isinstance(spec, Grid) and spec.dims > 256:
             shape: dict[str, Any] = {"network": "residual", "widths": level_widths(spec)}
         else:
             shape = {"network": "mlp", "widths": (256, 256)}
-        return cls.Config(**shape, latent_dim=min(32, max(1, spec.dims // 4)))
+        return cls.Config(**shape, latent_dim=_latent_dim(spec))
 
     @preset
     @classmethod
     def mlp(cls, spec: Spec) -> Any:
         """Two hidden layers: for vectors and images of few pixels."""
-        latent_dim = min(32, max(1, spec.dims // 4))
-        return cls.Config(network="mlp", widths=(512, 512), latent_dim=latent_dim)
+        return cls.Config(network="mlp", widths=(512, 512), latent_dim=_latent_dim(spec))
 
     # -- data ------------------------------------------------------------------------------------
 
     @classmethod
     def view(cls, config: Any, spec: Spec) -> Spec:
-        """Return images in [-1, 1] (in [0, 1] for bernoulli), vectors as they are."""
+        """Return images in [-1, 1] (in [0, 1] for bernoulli), vectors and audio as they are."""
         if isinstance(spec, Vector):
             if config.network not in ("mlp", "linear"):
                 raise SpecError(f"network {config.network!r} needs images; use mlp for a {spec}")
@@ -130,6 +133,10 @@ class Autoencoder(GenerativeModel):
                 raise SpecError(f"distance bernoulli needs bits; use squared for a {spec}")
             return spec
         image = fitting("an autoencoder", config, spec)
+        if image.domain == "real":
+            if config.distance == "bernoulli":
+                raise SpecError(f"distance bernoulli needs bits; use squared for a {spec}")
+            return image
         domain = "unit" if config.distance == "bernoulli" else "signed"
         return dataclasses.replace(image, domain=domain)
 
@@ -190,8 +197,8 @@ class Autoencoder(GenerativeModel):
         return code
 
     def centred(self, x: Tensor) -> Tensor:
-        """Return images in [-1, 1], whatever the view; vectors as they are."""
-        return 2 * x - 1 if self.config.distance == "bernoulli" and _is_grid(self.spec) else x
+        """Return images in [-1, 1], whatever the view; vectors and audio as they are."""
+        return 2 * x - 1 if self.config.distance == "bernoulli" and _is_image(self.spec) else x
 
     def distance(self, x: Tensor, output: Tensor) -> Tensor:
         """Return the distance between data and the decoder's output, float32 (b,)."""
@@ -207,7 +214,7 @@ class Autoencoder(GenerativeModel):
         output = output.float()
         if self.config.distance == "bernoulli":
             return output.sigmoid()
-        return output.clamp(-1, 1) if _is_grid(self.spec) else output
+        return output.clamp(-1, 1) if _is_image(self.spec) else output
 
     # -- what it can do ----------------------------------------------------------------------------
 
@@ -231,5 +238,14 @@ class Autoencoder(GenerativeModel):
         return self.decode(self.encode(x))
 
 
-def _is_grid(spec: Spec) -> bool:
-    return isinstance(spec, Grid)
+def _is_image(spec: Spec) -> bool:
+    return isinstance(spec, Grid) and spec.domain != "real"
+
+
+def _latent_dim(spec: Spec) -> int:
+    """Return a quarter of the values; of vectors and audio half of them."""
+    if isinstance(spec, Vector):
+        return min(32, max(1, spec.dims // 2))
+    if len(spec.shape) == 2:  # audio
+        return min(512, max(1, spec.dims // 2))
+    return min(32, max(1, spec.dims // 4))

@@ -50,10 +50,11 @@ class DenoisingAutoencoder(Autoencoder):
 
         noise: Spoiling = "gaussian"
         """gaussian: added; salt-and-pepper: values set to the lowest or highest; masking: values
-        set to the lowest (of vectors: to 0)."""
+        set to the lowest (of vectors and audio: to 0)."""
         level: float = 0.5
-        """gaussian: standard deviation, where the range from black to white is 1 (of vectors: in
-        their own units); else the share of values that are spoilt."""
+        """gaussian: standard deviation, where the range from black to white is 1 (of a vector's
+        column its own spread, of audio the loudness of the training data); else the share of
+        values that are spoilt."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -82,15 +83,15 @@ def spoil(x: Tensor, spec: Spec, random: _Random, *, noise: Spoiling, level: flo
     Pictures stay in range, as files of them would.
     """
     x = x.float()
-    if not isinstance(spec, Grid):
+    if not isinstance(spec, Grid) or spec.domain == "real":
+        if noise == "gaussian":
+            return x + level * random.randn(*spec.shape)
         low, high, dark = float(x.min()), float(x.max()), 0.0
     else:
         low, high = (-1.0, 1.0) if spec.domain == "signed" else (0.0, 1.0)
         dark = low
-    if noise == "gaussian":
-        if not isinstance(spec, Grid):
-            return x + level * random.randn(*spec.shape)
-        return (x + (high - low) * level * random.randn(*spec.shape)).clamp(low, high)
+        if noise == "gaussian":
+            return (x + (high - low) * level * random.randn(*spec.shape)).clamp(low, high)
     u = random.rand(*spec.shape)
     if noise == "masking":
         return x.masked_fill(u < level, dark)

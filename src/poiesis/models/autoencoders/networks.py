@@ -1,4 +1,4 @@
-"""Encoders and decoders: residual and plain convolutions, dense layers, matrices.
+"""Encoders and decoders: residual and plain convolutions, of audio too, dense layers, matrices.
 
 Each builder takes the model's options, its data, the values per latent dimension that the encoder
 is to give (mean and variance: 2) and those per pixel that the decoder is to give, and returns the
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,7 +28,12 @@ __all__ = [
     "linear",
     "plain",
     "residual",
+    "wave_shape",
+    "waves",
 ]
+
+_STEP = 16
+"""Samples of audio from one step of its code to the next."""
 
 Part = tuple[nn.Module, nn.Module, int]
 """Stem, body, and the width of the stem's output."""
@@ -77,23 +82,23 @@ class Labelled(nn.Module):
 
 
 class _Crop(nn.Module):
-    """Cuts (b, c, h, w) to a size: halving rounds up, so doubling may overshoot."""
+    """Cuts (b, c, *sides) to a size: halving rounds up, so doubling may overshoot."""
 
     def __init__(self, size: tuple[int, ...]) -> None:
         super().__init__()
-        self.height, self.width = size
+        self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        return x[..., : self.height, : self.width]
+        return x[(..., *(slice(side) for side in self.size))]
 
 
 class _Residual(nn.Module):
     """x + conv(relu(conv(relu(x)))), the identity at first."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, conv: type[nn.Conv1d | nn.Conv2d] = nn.Conv2d) -> None:
         super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.first = conv(width, width, 3, padding=1)
+        self.second = conv(width, width, 3, padding=1)
         nn.init.zeros_(self.second.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,10 +119,24 @@ def level_widths(spec: Spec, first: int = 32) -> tuple[int, ...]:
     return tuple(min(first * 2**i, 256) for i in range(levels))
 
 
-def fitting(name: str, config: NetworkConfig, spec: Spec) -> Grid:
-    """Return the spec of images; raises SpecError if they are none, or too small or large."""
+def fitting(name: str, config: NetworkConfig, spec: Spec, *, audio: bool = True) -> Grid:
+    """Return the spec of images or audio; raises SpecError if it is neither, or too small or large.
+
+    audio: whether the model takes windows of it too.
+    """
+    if audio and isinstance(spec, Grid) and len(spec.size) == 1:
+        if config.network == "conv":
+            raise SpecError(f"network 'conv' needs images; use residual or mlp for a {spec}")
+        steps = _steps(spec)
+        if config.network == "residual" and config.latent_dim % steps:
+            raise SpecError(
+                f"latent_dim = {config.latent_dim} is no multiple of {steps}, the steps of {_STEP} "
+                f"samples in a {spec}; use {steps * max(1, round(config.latent_dim / steps))}"
+            )
+        return spec
     if not isinstance(spec, Grid) or len(spec.size) != 2 or not 1 <= spec.channels <= 4:
-        raise SpecError(f"{name} learns images of 1 to 4 channels or vectors, not {spec}")
+        what = ", vectors or audio" if audio else " or vectors"
+        raise SpecError(f"{name} learns images of 1 to 4 channels{what}, not {spec}")
     # Unpadded convolutions need something left at the deepest level.
     lowest = 2 ** (len(config.widths) + 1) - 1 if config.network == "conv" else 4
     if min(spec.size) < lowest or max(spec.size) > 512:
@@ -186,7 +205,12 @@ def plain(config: NetworkConfig, spec: Spec, m: int, k: int) -> tuple[Part, Part
 
 
 def residual(config: NetworkConfig, spec: Spec, m: int, k: int) -> tuple[Part, Part]:
-    """Strided convolutions and residual blocks; back by pixel shuffling, all below full size."""
+    """Strided convolutions and residual blocks; back by pixel shuffling, all below full size.
+
+    Of audio: `waves`.
+    """
+    if len(spec.shape) == 2:
+        return waves(config, spec, m, k)
     widths, z = config.widths, config.latent_dim
     sizes = _sizes(spec.shape[1:], len(widths))
 
@@ -210,3 +234,39 @@ def residual(config: NetworkConfig, spec: Spec, m: int, k: int) -> tuple[Part, P
         (stem, nn.Sequential(*layers), widths[0]),
         (nn.Linear(z, inner), nn.Sequential(*back), inner),
     )
+
+
+def waves(config: NetworkConfig, spec: Spec, m: int, k: int) -> tuple[Part, Part]:
+    """A learned bank of filters over samples, residual blocks along time, and filters back.
+
+    The code is a few numbers for each step of 16 samples (as Conv-TasNet's encoder and decoder,
+    arXiv:1809.07454), and what a step becomes does not depend on where it lies: with a code of the
+    whole window the same networks learn a hundred times slower.
+    """
+    width, steps = config.widths[0], _steps(spec)
+    lack = steps * _STEP - spec.shape[1]
+    own = config.latent_dim // steps
+
+    def blocks() -> list[nn.Module]:
+        return [_Residual(width, nn.Conv1d) for _ in range(config.blocks)]
+
+    def filters(kind: type[nn.Conv1d | nn.ConvTranspose1d], a: int, b: int) -> nn.Module:
+        return kind(a, b, 2 * _STEP, stride=_STEP, padding=_STEP // 2)
+
+    stem = nn.Sequential(nn.ConstantPad1d((0, lack), 0.0), filters(nn.Conv1d, spec.shape[0], width))
+    body = nn.Sequential(*blocks(), nn.ReLU(), nn.Conv1d(width, m * own, 1), nn.Flatten())
+    back = nn.Sequential(nn.Unflatten(1, (own, steps)), nn.Conv1d(own, width, 1))
+    output = filters(nn.ConvTranspose1d, width, k * spec.shape[0])
+    return (
+        (stem, body, width),
+        (back, nn.Sequential(*blocks(), output, _Crop(spec.shape[1:])), width),
+    )
+
+
+def wave_shape(spec: Spec) -> dict[str, Any]:
+    """Return widths, blocks and latent_dim that suit `waves`: 8 numbers a step."""
+    return {"widths": (64,), "blocks": 2, "latent_dim": 8 * _steps(spec)}
+
+
+def _steps(spec: Spec) -> int:
+    return -(-spec.shape[1] // _STEP)

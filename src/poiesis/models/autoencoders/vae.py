@@ -25,6 +25,7 @@ from poiesis.models.autoencoders.networks import (
     level_widths,
     plain,
     residual,
+    wave_shape,
 )
 from poiesis.models.base import (
     Batch,
@@ -66,7 +67,8 @@ class VAE(GenerativeModel):
         network: Literal["residual", "conv", "mlp"] = "residual"
         """residual: convolutions with residual blocks; conv: plain strided convolutions; mlp."""
         widths: tuple[int, ...] = (32, 64)
-        """Channels of each level, of half the size of the one before; mlp: hidden units."""
+        """Channels of each level, of half the size of the one before; mlp: hidden units; residual
+        on audio: channels."""
         blocks: int = 1
         """Residual blocks per level (network residual)."""
         latent_dim: int = 32
@@ -121,8 +123,9 @@ class VAE(GenerativeModel):
 
         temperature: float = 1.0
         """Standard deviation of the prior that the latent codes are drawn from."""
-        mean: bool = True
-        """Return the decoder's mean (of bits: their probability), else draw from p(x|z)."""
+        mean: bool | None = None
+        """Return the decoder's mean (of bits: their probability), else draw from p(x|z). None: the
+        mean of images and audio; vectors are drawn, for their spread is no blemish."""
 
         def __post_init__(self) -> None:
             check("temperature", self.temperature, low=0, high=100)
@@ -134,7 +137,7 @@ class VAE(GenerativeModel):
 
         On a CPU the MLP reaches a better bound on small images in the same minutes.
         """
-        small = not isinstance(spec, Grid) or spec.dims <= 1024
+        small = not isinstance(spec, Grid) or (spec.dims <= 1024 and _is_image(spec))
         return cls.mlp(spec) if small else cls.residual(spec)
 
     @preset
@@ -142,6 +145,14 @@ class VAE(GenerativeModel):
     def mlp(cls, spec: Spec) -> Any:
         """Two hidden layers: for vectors and images of few pixels."""
         tiny = spec.dims <= 256
+        if isinstance(spec, Vector):
+            return cls.Config(
+                network="mlp",
+                widths=(256, 256),
+                latent_dim=min(32, max(2, spec.dims)),
+                likelihood=_likelihood(spec),
+                weight_decay=0.1,
+            )
         return cls.Config(
             network="mlp",
             widths=(256, 256) if tiny else (512, 512),
@@ -153,8 +164,11 @@ class VAE(GenerativeModel):
     @preset
     @classmethod
     def residual(cls, spec: Spec) -> Any:
-        """Residual convolutions, as deep as the image needs."""
-        return cls.Config(widths=level_widths(spec), likelihood=_likelihood(spec), weight_decay=0.3)
+        """Residual convolutions, as deep as the image needs; of audio along time."""
+        audio = isinstance(spec, Grid) and not _is_image(spec)
+        shape: dict[str, Any] = {"widths": level_widths(spec)}
+        shape = wave_shape(spec) if audio else shape
+        return cls.Config(**shape, likelihood=_likelihood(spec), weight_decay=0.3)
 
     @preset
     @classmethod
@@ -174,7 +188,7 @@ class VAE(GenerativeModel):
 
     @classmethod
     def view(cls, config: Any, spec: Spec) -> Spec:
-        """Return images in [0, 1] (bernoulli) or [-1, 1], vectors as they are."""
+        """Return images in [0, 1] (bernoulli) or [-1, 1], vectors and audio as they are."""
         if isinstance(spec, Vector):
             if config.network != "mlp":
                 raise SpecError(f"network {config.network!r} needs images; use mlp for a {spec}")
@@ -184,6 +198,12 @@ class VAE(GenerativeModel):
                 raise SpecError(f"likelihood bernoulli needs bits; use gaussian for a {spec}")
             return spec
         image = fitting("a VAE", config, spec)
+        if image.domain == "real":
+            if config.likelihood != "gaussian":
+                raise SpecError(
+                    f"likelihood {config.likelihood} needs levels; use gaussian for a {spec}"
+                )
+            return image
         domain = "unit" if config.likelihood == "bernoulli" else "signed"
         if config.dynamic:
             domain = "bits"
@@ -276,14 +296,15 @@ class VAE(GenerativeModel):
         return value.flatten(1).sum(1)
 
     def _log_sigma(self) -> Tensor:
+        # In tenths, as Adam moves every parameter alike and this one has the longest way to go.
         # Softly above e^-6, as in sigma-VAE: constant data would drive it to -infinity.
-        return F.softplus(self.log_sigma + 6) - 6
+        return F.softplus(10 * self.log_sigma + 6) - 6
 
     def _mean(self, output: Tensor) -> Tensor:
         if self.config.likelihood == "bernoulli":
             return output.float().sigmoid()
         mean = output.float()[:, : self.spec.shape[0]]
-        return mean.clamp(-1, 1) if isinstance(self.spec, Grid) else mean
+        return mean.clamp(-1, 1) if _is_image(self.spec) else mean
 
     def _pixels(self, output: Tensor, noise: Noise) -> Tensor:
         """Draw x ~ p(x|z)."""
@@ -292,7 +313,7 @@ class VAE(GenerativeModel):
             return (noise.rand(*shape) < output.sigmoid()).float()
         if self.config.likelihood == "gaussian":
             x = output + self._log_sigma().exp() * noise.randn(*shape)
-            return x.clamp(-1, 1) if isinstance(self.spec, Grid) else x
+            return x.clamp(-1, 1) if _is_image(self.spec) else x
         mean, log_scale = output.chunk(2, dim=1)
         u = noise.rand(*shape).clamp(1e-5, 1 - 1e-5)
         x = (mean + log_scale.exp() * (u.log() - (-u).log1p())).clamp(-1, 1)
@@ -305,7 +326,8 @@ class VAE(GenerativeModel):
         """Decode draws from the prior, (n, *spec.shape)."""
         z = noise.randn(self.config.latent_dim) * options.temperature
         output = self.decoder(z, condition)
-        return self._mean(output) if options.mean else self._pixels(output, noise)
+        mean = not isinstance(self.spec, Vector) if options.mean is None else options.mean
+        return self._mean(output) if mean else self._pixels(output, noise)
 
     @torch.no_grad()
     def encode(self, x: Tensor, condition: Tensor | None = None) -> dict[str, Tensor]:
@@ -375,6 +397,10 @@ class VAE(GenerativeModel):
         return condition
 
 
+def _is_image(spec: Spec) -> bool:
+    return isinstance(spec, Grid) and spec.domain != "real"
+
+
 def kl_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
     """Return KL(N(mean, variance) || N(0, 1)), elementwise, in nats."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
@@ -403,7 +429,7 @@ def log_logistic(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Ten
 
 def _likelihood(spec: Spec) -> Literal["bernoulli", "gaussian", "logistic"]:
     """Return what gives the best pictures: bernoulli for ink on paper, logistic for the rest."""
-    if not isinstance(spec, Grid):
+    if not isinstance(spec, Grid) or spec.domain == "real":
         return "bernoulli" if getattr(spec, "domain", "") == "bits" else "gaussian"
     ink = spec.channels == 1 and spec.dims > 256
     return "bernoulli" if spec.levels == 2 or ink else "logistic"

@@ -111,7 +111,7 @@ class VAEGAN(GenerativeModel):
             if config.network != "mlp":
                 raise SpecError(f"network {config.network!r} needs images; use mlp for a {spec}")
             return spec
-        return dataclasses.replace(fitting("a VAE-GAN", config, spec), domain="signed")
+        return dataclasses.replace(fitting("a VAE-GAN", config, spec, audio=False), domain="signed")
 
     def __init__(self, config: Config, spec: Spec, condition: Classes | None = None) -> None:
         super().__init__(config, spec)
