@@ -361,7 +361,9 @@ def _run(name: str, parsed: Any) -> int:
         print_json({"mode": name, **numbers, "path": str(out)})
         return 0
     for key, value in numbers.items():
-        print(f"  {key:16} {_shown(value)}")
+        named = value.items() if isinstance(value, dict) else [(key, value)]
+        for label, one in named:
+            print(f"  {label:16} {_shown(one)}")
     print(f"{name}: {out}")
     return 0
 
@@ -371,6 +373,8 @@ def _shown(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, list):
         return ", ".join(map(_shown, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(one)}" for name, one in value.items())
     return str(value)
 
 
@@ -440,7 +444,7 @@ def _arithmetic(space: Any, parsed: Any, out: Path) -> dict[str, Any]:
         )
     found = arithmetic(space, *parsed.points, k=parsed.k, metric=parsed.metric)
     write(found.shown, out, fps=parsed.fps)
-    return {"result": found.shown.title, "nearest": found.names[0], "distances": found.distances[0]}
+    return {"nearest": _by_point([found.shown.title], found)}
 
 
 def _neighbours(space: Any, parsed: Any, out: Path) -> dict[str, Any]:
@@ -448,7 +452,13 @@ def _neighbours(space: Any, parsed: Any, out: Path) -> dict[str, Any]:
 
     found = neighbours(space, parsed.points, k=parsed.k, metric=parsed.metric, seed=parsed.seed)
     write(found.shown, out, fps=parsed.fps)
-    return {"points": found.shown.rows, "nearest": found.names, "distances": found.distances}
+    return {"nearest": _by_point(found.shown.rows, found)}
+
+
+def _by_point(points: list[str], found: Any) -> dict[str, dict[str, float]]:
+    """Return point → sample → distance."""
+    rows = zip(points, found.names, found.distances, strict=True)
+    return {point: dict(zip(names, far, strict=True)) for point, names, far in rows}
 
 
 def _map(space: Any, parsed: Any, out: Path) -> dict[str, Any]:

@@ -41,7 +41,8 @@ class Pictures:
     """Pictures by row and column, with what each is called.
 
     native: levels (rows, columns, *spec.shape), the same as tensors. columns: names of the
-    columns; rows: of the rows, empty strings where there is nothing to say.
+    columns; rows: of the rows, empty strings where there is nothing to say. along: what the
+    columns count.
     """
 
     title: str
@@ -49,6 +50,7 @@ class Pictures:
     tiles: list[list[Image.Image]]
     rows: list[str]
     columns: list[str]
+    along: str = ""
 
 
 def picture(trained: Trained, row: Tensor) -> Image.Image:
@@ -58,11 +60,16 @@ def picture(trained: Trained, row: Tensor) -> Image.Image:
 
 
 def pictures(
-    trained: Trained, title: str, native: Tensor, rows: Sequence[str], columns: Sequence[str]
+    trained: Trained,
+    title: str,
+    native: Tensor,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    along: str = "",
 ) -> Pictures:
     """Return native samples (rows, columns, *spec.shape) as pictures."""
     tiles = [[picture(trained, sample) for sample in row] for row in native]
-    return Pictures(title, native, tiles, list(rows), list(columns))
+    return Pictures(title, native, tiles, list(rows), list(columns), along)
 
 
 def check_path(path: Path, allowed: Sequence[str] = SUFFIXES) -> None:
@@ -165,8 +172,9 @@ def sheet(shown: Pictures) -> Image.Image:
 def frames(shown: Pictures) -> list[Image.Image]:
     """Return a picture for each column, of all rows side by side with their names below."""
     count = len(shown.tiles)
-    mode, (w, h), tiles = _enlarged(shown, _STAGE if count == 1 else _STAGE // 2)
-    across = math.ceil(math.sqrt(count * h / w))
+    width, height = shown.tiles[0][0].size
+    across = math.ceil(math.sqrt(count * height / width))
+    mode, (w, h), tiles = _enlarged(shown, _STAGE if across < 3 else 2 * _STAGE // across)
     down = math.ceil(count / across)
     below = _TEXT + _GAP if any(shown.rows) else 0
     cell_w, cell_h = w + _GAP, h + below + _GAP
@@ -243,7 +251,7 @@ def _slider(shown: Pictures, fps: float) -> str:
         start=_middle(shown.columns),
         data={
             "frames": [data_uri(image) for image in images],
-            "names": shown.columns,
+            "names": [f"{shown.along} {name}".strip() for name in shown.columns],
             "delay": 1000 / fps,
         },
     )

@@ -68,7 +68,7 @@ def interpolate(
     native = space.decode(z, [end.label for end in nearer])
     columns = [f"{place / (steps - 1):.2g}" for place in range(len(z))]
     for number, end in enumerate(ends):
-        columns[number * (steps - 1)] = _called(space, end)
+        columns[number * (steps - 1)] = space.class_name(end.label) or end.name
     title = f"From {' to '.join(_called(space, end) for end in ends)}"
     return pictures(space.trained, title, native[None], [""], columns)
 
@@ -102,6 +102,7 @@ def random_walk(
         z,
         points,
         [str(place) for place in range(steps)],
+        "step",
     )
 
 
@@ -175,8 +176,7 @@ def direction(
         moved = [space.point(text) for text in points]
     else:
         moved = space.drawn(without, 4, seed)
-    # An odd number of steps has the sample itself in the middle.
-    t = torch.linspace(-strength, strength, steps)
+    t = strength * _symmetric(steps)
     codes = torch.stack([point.z + t[:, None] * vectors[how] for point in moved])
     names = ", ".join(space.class_name(number) for number in sorted(groups[0]))
     title = f"Towards {names}" if how == "mean" else f"Towards {names}, by a linear classifier"
@@ -185,7 +185,7 @@ def direction(
         (int(has.sum()), int((~has).sum())),
         accuracy,
         float(torch.cosine_similarity(*vectors.values(), dim=0)),
-        _decoded(space, title, codes, moved, [f"{value:.3g}" for value in t.tolist()]),
+        _decoded(space, title, codes, moved, [f"{value:.3g}" for value in t.tolist()], "strength"),
     )
 
 
@@ -334,9 +334,9 @@ def traversal(
         worth, deviations = worth[order], spread[order]
         chosen = torch.eye(codes.z.shape[1])[order]
         unit = "variance" if kl is None else "KL"
-        names = [f"z{n}, {unit} {v:.2g}" for n, v in zip(order, worth.tolist(), strict=True)]
+        names = [f"z{n}, {unit} {v:.3g}" for n, v in zip(order, worth.tolist(), strict=True)]
     point = space.points(() if start is None else (start,), 1, seed)[0]
-    t = torch.linspace(-reach, reach, steps)
+    t = reach * _symmetric(steps)
     z = ways.traverse(point.z, codes.z.mean(0), chosen, deviations[:, None] * t)
     native = space.decode(z.flatten(0, 1), [point.label] * (len(chosen) * steps))
     shown = pictures(
@@ -345,18 +345,29 @@ def traversal(
         native.unflatten(0, z.shape[:2]),
         names,
         [f"{value:.3g}" for value in t.tolist()],
+        "standard deviations",
     )
     return Traversal(order, measure, worth.tolist(), active_units(codes.z), total, shown)
 
 
+def _symmetric(steps: int) -> Tensor:
+    """Return steps numbers from -1 to 1; of an odd count the middle one is 0 exactly."""
+    return 2 * torch.arange(steps) / (steps - 1) - 1
+
+
 def _decoded(
-    space: LatentSpace, title: str, z: Tensor, points: list[Point], columns: list[str]
+    space: LatentSpace,
+    title: str,
+    z: Tensor,
+    points: list[Point],
+    columns: list[str],
+    along: str,
 ) -> Pictures:
     """Return codes (k, s, z) decoded, a row for each point."""
     labels = [point.label for point in points for _ in range(z.shape[1])]
     native = space.decode(z.flatten(0, 1), labels).unflatten(0, z.shape[:2])
     names = [_called(space, point) for point in points]
-    return pictures(space.trained, title, native, names, columns)
+    return pictures(space.trained, title, native, names, columns, along)
 
 
 def _called(space: LatentSpace, point: Point) -> str:
