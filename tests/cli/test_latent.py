@@ -112,7 +112,7 @@ def test_label_of_a_conditional_model(poiesis, refused, runs, tmp_path):
     data = open_data("digits")
     data.codec.write(data.codec.decode(data.splits["test"].x[0]), tmp_path / "x.png")
     line = refused("latent", runs["cvae"], "traverse", tmp_path / "x.png", "-o", out)
-    assert "conditional" in line
+    assert "say which (--label)" in line
     words = ["traverse", tmp_path / "x.png", "--label", "7", "-o", out]
     assert poiesis("latent", runs["cvae"], *words)[0] == 0
     assert "no class '12'" in refused("latent", runs["cvae"], "walk", "--label", 12)

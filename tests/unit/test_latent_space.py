@@ -143,19 +143,30 @@ def test_classifier_normal_is_fishers_direction_where_that_is_the_best_plane():
     torch.testing.assert_close(found @ known, found @ found)
 
 
-def test_classifier_ignores_dimensions_that_never_vary():
-    codes = torch.cat([randn(200, 2), torch.full((200, 1), 7.0)], 1)
-    positive = codes[:, 0] > 0
-    assert ways.classifier_normal(codes, positive)[2] == 0
+def test_classifier_hardly_looks_at_dimensions_that_hardly_vary():
+    # As a VAE's inactive ones: they may tell the groups apart, yet to move them does nothing.
+    positive = torch.arange(400) >= 200
+    telling = randn(400, 1) + 2 * positive[:, None]
+    faint = 1e-3 * (randn(400, 1, seed=1) + 2 * positive[:, None])
+    found = ways.classifier_normal(torch.cat([telling, faint, 0 * faint + 7], 1), positive)
+    assert found[0] > 1 and found[1].abs() < 0.1 * found[0] and found[2] == 0
 
 
-def test_principal_axes_are_those_of_scikit_learn():
-    x = randn(60, 5) @ randn(5, 5, seed=1)
+@pytest.mark.parametrize("shape", [(60, 5), (20, 90)])
+def test_principal_axes_are_those_of_scikit_learn(shape):
+    x = randn(*shape) @ randn(shape[1], shape[1], seed=1)
     axes, deviations, shares = ways.principal_axes(x, 3)
     peer = PCA(3, svd_solver="full").fit(x.numpy())
     np.testing.assert_allclose(np.abs((axes.numpy() * peer.components_).sum(1)), 1, rtol=1e-9)
     np.testing.assert_allclose(deviations**2, peer.explained_variance_, rtol=1e-9)
     np.testing.assert_allclose(shares, peer.explained_variance_ratio_, rtol=1e-9)
+
+
+def test_there_are_as_many_principal_axes_as_the_rank():
+    for shape in ((50, 4), (6, 40)):
+        flat = randn(shape[0], 2) @ randn(2, shape[1], seed=1)
+        assert len(ways.principal_axes(flat, 10)[0]) == 2
+    assert ways.principal_axes(torch.ones(5, 3), 2)[2].tolist() == [0]
 
 
 def test_traverse_sets_one_coordinate():
@@ -303,19 +314,22 @@ def test_direction_moves_the_known_pixels():
         direction(space, ["zero"], ["0"])
 
 
-def test_arithmetic_is_that_of_pixels(space, rows):
+def test_arithmetic_is_that_of_pixels(rows):
     # An a - b + c that stays within the levels: c differs from b alone where a does.
     levels = torch.full((3, 1, 8, 8), 4)
     levels[0, 0, 0] += 5
     levels[2, 0, :, 0] += 2
-    small = glass(levels.to(torch.uint8), None)
+    small = glass(torch.cat([levels, levels[:2] + 1]).to(torch.uint8), None)
     found = arithmetic(small, "0", "1", "2", k=2)
     assert torch.equal(
         found.shown.native[0, 3], (levels[0] - levels[1] + levels[2]).to(torch.uint8)
     )
     assert found.shown.columns == ["a", "b", "c", "a-b+c", "near 1", "near 2"]
-    assert arithmetic(space, "7", "3", "3", k=1).names == [["test-000007"]]
-    assert arithmetic(space, "7", "3", "3", k=1).distances[0][0] == pytest.approx(0, abs=1e-5)
+    # The points themselves don't count: of a - b + b it is another copy of a.
+    twice = glass(torch.cat([rows, rows[7:8]]), None)
+    found = arithmetic(twice, "7", "3", "3", k=1)
+    assert found.names == [["test-000030"]]
+    assert found.distances[0][0] == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
@@ -429,7 +443,8 @@ def test_pca_map_is_that_of_scikit_learn(space, rows, tmp_path):
     assert data["labels"] == [n % 3 for n in range(30)]
     assert data["names"][7] == "test-000007"
     # One scale for both axes.
-    centred = peer * signs - (peer * signs).mean(0)
+    peer = peer * signs
+    centred = peer - (peer.min(0) + peer.max(0)) / 2
     np.testing.assert_allclose(data["points"], centred / np.abs(centred).max(), atol=1e-4)
     thumbs, (w, h) = image(data["thumbs"]), data["size"]
     for number in (0, 11, 29):

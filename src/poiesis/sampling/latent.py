@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from typing import Literal
 
 import torch
@@ -121,42 +122,54 @@ def mean_difference(codes: Tensor, positive: Tensor) -> Tensor:
 def classifier_normal(codes: Tensor, positive: Tensor) -> Tensor:
     """Return the normal (z,) of the plane by which a linear classifier parts codes (n, z).
 
-    Logistic regression on standardised codes (as in InterFaceGAN, arXiv:1907.10786, with another
-    linear classifier). It points to the positive side, positive being bool (n,), and is as long
-    as the means of the two groups lie apart along it, so that a step of one leads from a typical
-    code of one group to the other. Raises DataError where either group is empty.
+    Logistic regression (InterFaceGAN, arXiv:1907.10786, has a support vector machine for it). The
+    codes are scaled as a whole, not each dimension by itself: that would let dimensions which the
+    decoder hardly reads, such as a VAE's inactive ones, count most in the normal. It points to the
+    positive side, positive being bool (n,), and is as long as the means of the two groups lie apart
+    along it, so that a step of one leads from a typical code of one group to one of the other.
+    Raises DataError where either group is empty.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     difference = mean_difference(codes, positive).double()
     x = codes.double()
-    spread = x.std(0)
-    # Dimensions that never vary say nothing: no division by zero.
-    spread = torch.where(spread > 1e-9 * spread.max(), spread, torch.inf)
-    scaled = ((x - x.mean(0)) / spread).numpy()
-    found = LogisticRegression(max_iter=1000).fit(scaled, positive.numpy())
-    normal = torch.from_numpy(found.coef_[0]) / spread
-    normal /= normal.norm()
+    x = x - x.mean(0)
+    x = x / x.square().mean().sqrt().clamp(min=1e-300)
+    with warnings.catch_warnings():
+        # A plane that could lie a little better still parts the groups.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = LogisticRegression(max_iter=500).fit(x.numpy(), positive.numpy())
+    normal = torch.from_numpy(found.coef_[0])
+    normal = normal / normal.norm().clamp(min=1e-300)
     return (normal * (normal @ difference).abs()).to(codes.dtype)
 
 
 def principal_axes(codes: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the first principal axes of codes (n, z): unit rows (k, z), deviations, shares (k,).
 
-    k is at most `count`, z and n - 1. deviations: standard deviation of the codes along each axis;
-    shares: of the whole variance, in [0, 1]. Each axis points to where its largest value is
-    positive.
+    k is at most `count` and the rank of the centred codes, but at least 1. deviations: standard
+    deviation of the codes along each axis; shares: of the whole variance, in [0, 1]. Each axis
+    points to where its largest value is positive.
     """
     x = codes.double()
     x = x - x.mean(0)
-    _, singular, axes = torch.linalg.svd(x, full_matrices=False)
-    k = min(count, codes.shape[1], max(len(codes) - 1, 1))
-    total = singular.square().sum().clamp(min=1e-300)
-    axes = axes[:k]
+    if len(x) < x.shape[1]:
+        # From the smaller matrix: at 2,000 codes of 12,000 dimensions three times as fast.
+        squares, left = torch.linalg.eigh(x @ x.T)
+        singular, left = squares.flip(0).clamp(min=0).sqrt(), left.flip(1)
+        rank = int((singular > 1e-7 * singular[0]).sum())
+        k = max(1, min(count, rank))
+        axes = left[:, :k].T @ x / singular[:k, None].clamp(min=1e-300)
+    else:
+        _, singular, axes = torch.linalg.svd(x, full_matrices=False)
+        rank = int((singular > 1e-13 * len(x) * singular[0]).sum())
+        k = max(1, min(count, rank))
+        axes = axes[:k]
     largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
     axes = axes * torch.where(largest < 0, -1.0, 1.0)
     deviations = singular[:k] / math.sqrt(max(len(codes) - 1, 1))
-    shares = singular[:k].square() / total
+    shares = singular[:k].square() / x.square().sum().clamp(min=1e-300)
     return axes.to(codes.dtype), deviations.to(codes.dtype), shares.to(codes.dtype)
 
 

@@ -7,6 +7,7 @@ Shape letters: n samples, z values of a code.
 from __future__ import annotations
 
 import colorsys
+import dataclasses
 import importlib.util
 import math
 import warnings
@@ -19,11 +20,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from poiesis.apply.latent.pictures import check_path, data_uri, page, picture
+from poiesis.apply.latent.pictures import check_path, data_uri, page, picture, store
 from poiesis.apply.latent.space import Codes, LatentSpace
 from poiesis.data.codecs.image import convert
 from poiesis.errors import DataError, MissingDependency
-from poiesis.runs import write_atomic
 from poiesis.sampling.latent import principal_axes
 
 __all__ = ["METHODS", "Map", "latent_map", "project"]
@@ -71,15 +71,11 @@ def latent_map(
     found = Map(method, codes, xy, axes, _trustworthiness(codes.z, xy), None)
     if out is None:
         return found
-    path = Path(out)
-    html = _page(space, found)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, html)
-    return Map(method, codes, xy, axes, found.trustworthiness, path)
+    return dataclasses.replace(found, path=store(Path(out), _page(space, found)))
 
 
 def project(z: Tensor, method: Method, *, seed: int = 0) -> tuple[Tensor, tuple[str, str]]:
-    """Return codes (n, z) in two dimensions, float64 (n, 2), and the names of the axes.
+    """Return codes (n, z) in two dimensions, float64 (n, 2), and what the axes are called.
 
     Raises DataError for fewer than four codes.
     """
@@ -101,7 +97,7 @@ def project(z: Tensor, method: Method, *, seed: int = 0) -> tuple[Tensor, tuple[
         tsne = TSNE(perplexity=perplexity, init=start, random_state=seed)
         placed = tsne.fit_transform(x.numpy())
     else:
-        import umap
+        import umap  # pyright: ignore[reportMissingImports]
 
         with warnings.catch_warnings():
             # It tells that a seed makes it use one thread.
@@ -128,10 +124,11 @@ def _page(space: LatentSpace, found: Map) -> str:
     codes, trained = found.codes, space.trained
     labels = codes.labels
     classes = sorted(set(labels)) if labels is not None else []
-    spread = (found.xy - found.xy.mean(0)).abs().amax(0).clamp(min=1e-12)
+    xy = found.xy - (found.xy.amin(0) + found.xy.amax(0)) / 2
+    spread = xy.abs().amax(0).clamp(min=1e-12)
     if found.method == "pca":  # one scale for both: distances are to be compared
         spread = spread.amax().expand(2)
-    places = ((found.xy - found.xy.mean(0)) / spread).tolist()
+    places = (xy / spread).tolist()
     thumbs, size, across = _thumbs(space, codes)
     return page(
         "map.html",

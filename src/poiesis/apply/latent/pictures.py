@@ -27,7 +27,17 @@ from poiesis.errors import ConfigError, RunError
 from poiesis.models.trained import Trained
 from poiesis.runs import write_atomic
 
-__all__ = ["SUFFIXES", "Pictures", "check_path", "data_uri", "page", "picture", "write"]
+__all__ = [
+    "SUFFIXES",
+    "Pictures",
+    "check_path",
+    "data_uri",
+    "page",
+    "picture",
+    "pictures",
+    "store",
+    "write",
+]
 
 SUFFIXES = (".png", ".gif", ".mp4", ".html")
 
@@ -95,16 +105,17 @@ def write(shown: Pictures, path: Path, *, fps: float = 12) -> Path:
         data = _mp4(frames(shown), fps)
     else:
         data = _slider(shown, fps).encode()
-    _make_folder(path)
-    write_atomic(path, data)
-    return path
+    return store(path, data)
 
 
-def _make_folder(path: Path) -> None:
+def store(path: Path, data: bytes | str) -> Path:
+    """Write a file whole or not at all, in a folder that may be new; raises RunError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"can't write {str(path)!r}: {error.strerror}") from None
+    write_atomic(path, data)
+    return path
 
 
 # -- laying out ------------------------------------------------------------------------------------

@@ -69,8 +69,8 @@ class Point:
     """The code (z,)."""
     label: int | None
     """Class number, if known."""
-    row: Tensor | None
-    """The native sample; None for a mean."""
+    row: Tensor | None = None
+    """The native sample; None for a mean or what was computed."""
 
 
 class LatentSpace:
@@ -148,7 +148,7 @@ class LatentSpace:
     def decode(self, z: Tensor, labels: list[int | None]) -> Tensor:
         """Return native rows (n, *spec.shape) of codes (n, z).
 
-        labels: the class of each row, for a conditional model; the space's own label goes first.
+        labels: the class of each row, for a conditional model; a label of the space goes first.
         """
         out = []
         for start in range(0, len(z), self._batch_size):
@@ -163,19 +163,14 @@ class LatentSpace:
             y = None
             if self._model.condition is not None:
                 own = labels[start : start + len(rows)]
-                y = torch.tensor([self._class(label) for label in own], device=self._model.device)
+                if self.label is not None:
+                    own = [self.label] * len(rows)
+                y = torch.tensor(own, device=self._model.device)
             x = self._model.decode(parts.get("z", parts), y)
             out.append(self.trained.view.invert(x.cpu()))
             if self._progress is not None:
                 self._progress("decoded", len(rows), len(z))
         return torch.cat(out)
-
-    def _class(self, label: int | None) -> int:
-        if self.label is not None:
-            return self.label
-        if label is None:
-            raise DataError(f"this {self.trained.name} is conditional: say which class (--label)")
-        return label
 
     # -- data ------------------------------------------------------------------------------------
 
@@ -247,8 +242,13 @@ class LatentSpace:
 
     def _labelled(self, inputs: Inputs) -> Inputs:
         """Return inputs whose unknown classes are the label that was asked for."""
-        if inputs.labels is not None or self.label is None:
+        if inputs.labels is not None or self.trained.model.condition is None:
             return inputs
+        if self.label is None:
+            raise DataError(
+                f"{inputs.where}: this {self.trained.name} is conditional and the class is not "
+                "known; say which (--label), or lay files out in folders called as its classes"
+            )
         return dataclasses.replace(inputs, labels=[self.label] * len(inputs))
 
     def _class_mean(self, name: str) -> Point:

@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poiesis.apply.latent.pictures import Pictures, pictures
+from poiesis.apply.latent.pictures import Pictures, pictures, store
 from poiesis.apply.latent.space import Codes, LatentSpace, Point
 from poiesis.config import check
 from poiesis.errors import ConfigError, DataError
 from poiesis.metrics.distances import squared_distances
 from poiesis.metrics.representation import active_units, linear_probe
 from poiesis.rng import generator
-from poiesis.runs import write_atomic
 from poiesis.sampling import latent as ways
 
 __all__ = [
@@ -126,9 +125,7 @@ class Direction:
         """Write the vector as .npz, array `direction`."""
         buffer = io.BytesIO()
         np.savez(buffer, direction=self.vector.numpy())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, buffer.getvalue())
-        return path
+        return store(path, buffer.getvalue())
 
 
 def direction(
@@ -215,7 +212,7 @@ def neighbours(
     asked = space.points(tuple(points), 3, seed)
     names, distances, rows = [], [], []
     for point in asked:
-        found = _nearest(space.codes, point, k, metric)
+        found = _nearest(space.codes, point, k, metric, but=[point])
         names.append([space.codes.inputs.names[place] for place, _ in found])
         distances.append([distance for _, distance in found])
         first = point.row
@@ -234,15 +231,16 @@ def arithmetic(
 ) -> Neighbours:
     """Decode a - b + c: what a has over b, given to c; and find the k samples nearest to it.
 
-    a, b, c: points as in `LatentSpace.point`. A conditional model decodes by the class of c.
+    a, b, c: points as in `LatentSpace.point`, which don't count as near to the result. A
+    conditional model decodes by the class of c.
     """
     check("k", k, low=1)
     points = [space.point(text) for text in (a, b, c)]
     z = points[0].z - points[1].z + points[2].z
-    result = Point("a - b + c", z, points[2].label, None)
+    result = Point("a - b + c", z, points[2].label)
     codes = torch.stack([*(point.z for point in points), z])
     native = space.decode(codes, [point.label for point in (*points, result)])
-    found = _nearest(space.codes, result, k, metric)
+    found = _nearest(space.codes, result, k, metric, but=points)
     near = [space.codes.inputs.fetch(place, place + 1)[0] for place, _ in found]
     names = [_called(space, point) for point in points]
     columns = ["a", "b", "c", "a-b+c", *(f"near {number + 1}" for number in range(len(near)))]
@@ -257,16 +255,17 @@ def arithmetic(
     return Neighbours([[inputs.names[p] for p, _ in found]], [[d for _, d in found]], shown)
 
 
-def _nearest(codes: Codes, point: Point, k: int, metric: Metric) -> list[tuple[int, float]]:
-    """Return (row, distance) of the k nearest codes, from the nearest on."""
+def _nearest(
+    codes: Codes, point: Point, k: int, metric: Metric, *, but: Sequence[Point]
+) -> list[tuple[int, float]]:
+    """Return (row, distance) of the k nearest codes, from the nearest on, leaving some out."""
     x, y = point.z[None].double(), codes.z.double()
     if metric == "cosine":
         value = 1 - torch.cosine_similarity(x, y, dim=1)
     else:
         value = squared_distances(x, y)[0].sqrt()
-    itself = [n for n, name in enumerate(codes.inputs.names) if name == point.name]
-    if point.row is not None:
-        value[itself] = torch.inf
+    out = {other.name for other in but if other.row is not None}
+    value[[n for n, name in enumerate(codes.inputs.names) if name in out]] = torch.inf
     order = value.argsort()[: min(k, int(value.isfinite().sum()))]
     if not len(order):
         raise DataError(f"{codes.inputs.where}: holds no other sample to be near to {point.name}")
