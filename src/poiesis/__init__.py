@@ -16,6 +16,7 @@ _LAZY = {
     "compare": "poiesis.comparison",
     "denoise": "poiesis.apply.denoise",
     "evaluate": "poiesis.evaluation.protocol",
+    "latent": "poiesis.apply.latent.space",
     "list_models": "poiesis.registry",
     "load": "poiesis.models.trained",
     "reduce": "poiesis.apply.reduce",

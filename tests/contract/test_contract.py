@@ -21,6 +21,7 @@ from sklearn.datasets import make_moons
 
 from poiesis import config as configs
 from poiesis import registry
+from poiesis.apply.inputs import latent_parts
 from poiesis.data import open_data
 from poiesis.errors import ConfigError, SpecError
 from poiesis.files import make_wav
@@ -539,7 +540,11 @@ def test_every_declared_capability_works(case):
         first = next(iter(again.values())) if isinstance(again, Mapping) else again
         torch.testing.assert_close(first, next(iter(rows))[:2], atol=1e-4, rtol=1e-4)
     if "decode" in able and "encode" in able:
-        assert model.decode(model.encode(x, y), y).shape == x.shape
+        whole = model.decode(model.encode(x, y), y)
+        assert whole.shape == x.shape
+        # The part of it that the latent space consists of is enough.
+        parts = latent_parts(model.encode(x, y))
+        torch.testing.assert_close(model.decode(parts.get("z", parts), y), whole)
     if "reconstruct" in able:
         assert model.reconstruct(x, y).shape == x.shape
         assert torch.equal(model.reconstruct(x, y), model.reconstruct(x, y))

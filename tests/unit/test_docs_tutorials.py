@@ -22,7 +22,18 @@ from PIL import Image
 
 import poiesis
 from poiesis import registry
-from poiesis.cli import compare, data, denoise, doctor, evaluate, reduce, reproduce, sample, train
+from poiesis.cli import (
+    compare,
+    data,
+    denoise,
+    doctor,
+    evaluate,
+    latent,
+    reduce,
+    reproduce,
+    sample,
+    train,
+)
 from poiesis.cli import inspect as inspect_verb
 from poiesis.cli import report as report_verb
 from poiesis.cli.main import VERBS, main
@@ -120,6 +131,8 @@ def accepted(args: list[str]) -> tuple[list[Any], dict[str, str]]:
         return options(evaluate.EvaluateArgs) + options(EvaluationConfig), evaluate.ALIASES
     if verb == "compare":
         return options(compare.CompareArgs), compare.ALIASES
+    if verb == "latent":
+        return options(latent.MODES[args[2]].args), {}
     classes = {
         "data": data.DataArgs,
         "doctor": doctor.DoctorArgs,

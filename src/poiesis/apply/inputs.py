@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,7 +26,7 @@ from poiesis.models.capabilities import require
 from poiesis.models.trained import Trained
 from poiesis.spec import Grid
 
-__all__ = ["Inputs", "codes", "in_batches", "open_inputs"]
+__all__ = ["Inputs", "codes", "in_batches", "latent_parts", "open_inputs"]
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is done, samples just finished, samples in all)."""
@@ -180,7 +180,7 @@ def in_batches(
 def codes(
     trained: Trained, inputs: Inputs, *, batch_size: int = 256, progress: Progress | None = None
 ) -> Tensor:
-    """Return what the model's `encode` calls z, flattened, float32 (n, z).
+    """Return the parts of the model's latent, flattened side by side, float32 (n, z).
 
     Raises CapabilityError, naming models that can, for a model without `encode`.
     """
@@ -190,7 +190,16 @@ def codes(
     for _, _, x, y in in_batches(
         trained, inputs, batch_size=batch_size, what="codes", progress=progress
     ):
-        latent = model.encode(x, y)
-        z = latent["z"] if isinstance(latent, dict) else latent
-        out.append(z.float().flatten(1).cpu())
+        parts = latent_parts(model.encode(x, y))
+        out.append(torch.cat([part.float().flatten(1).cpu() for part in parts.values()], 1))
     return torch.cat(out)
+
+
+def latent_parts(latent: Any) -> dict[str, Tensor]:
+    """Return by name what `decode` needs of what `encode` returned.
+
+    That is z where there is one, else, as of a hierarchy, all of it; a bare tensor counts as z.
+    """
+    if not isinstance(latent, Mapping):
+        return {"z": latent}
+    return {"z": latent["z"]} if "z" in latent else dict(latent)

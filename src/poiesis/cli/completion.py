@@ -10,10 +10,13 @@ import ast
 import importlib
 import importlib.util
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from poiesis import registry
+from poiesis.cli import latent
 from poiesis.cli.main import VERBS
+from poiesis.cli.options import Option, options
 from poiesis.errors import ConfigError, suggest
 
 __all__ = ["SHELLS", "run"]
@@ -60,17 +63,20 @@ def run(args: list[str]) -> int:
 
 def _verb_words() -> dict[str, list[str]]:
     """Return verb → its options, help included."""
-    from poiesis.cli.options import options
-
     words: dict[str, list[str]] = {"models": ["--json"], "completion": []}
+    words["latent"] = _option_words(latent.all_options())
     for verb, name in _ARGUMENTS.items():
         module = importlib.import_module(f"poiesis.cli.{verb}")
-        known = [o for o in options(getattr(module, name)) if not o.kind.startswith("positional")]
-        words[verb] = [o.name for o in known] + [alias for o in known for alias in o.aliases]
+        words[verb] = _option_words(options(getattr(module, name)))
         words[verb] += getattr(module, "ALIASES", {})
     # Read from the source: the module itself needs torch.
     words["evaluate"] += _source_options("poiesis.evaluation.protocol", "EvaluationConfig")
     return {verb: [*dict.fromkeys(words[verb]), "--help"] for verb in VERBS}
+
+
+def _option_words(known: Sequence[Option]) -> list[str]:
+    named = [o for o in known if not o.kind.startswith("positional")]
+    return [o.name for o in named] + [alias for o in named for alias in o.aliases]
 
 
 def _source(module: str) -> ast.Module:
@@ -118,6 +124,7 @@ def _cases(indent: str) -> str:
     """Return the case statements that bash and zsh share; they set `found`."""
     models = " ".join(registry.names())
     places = {"train": models, "models": models, "compare": models, "completion": " ".join(SHELLS)}
+    places["latent"] = " ".join(latent.MODES)
     lines = ['case "$verb" in']
     for verb, words in _verb_words().items():
         extra = f" {' '.join(_sampling_words())}" if verb == "sample" else ""
@@ -190,6 +197,7 @@ def _fish() -> str:
     for verb in ("train", "models", "compare"):
         lines.append(f"complete -c poiesis -n '{after} {verb}' -a '{models}'")
     lines.append(f"complete -c poiesis -n '{after} completion' -f -a '{' '.join(SHELLS)}'")
+    lines.append(f"complete -c poiesis -n '{after} latent' -a '{' '.join(latent.MODES)}'")
     for verb, words in _verb_words().items():
         words = words + (_sampling_words() if verb == "sample" else [])
         lines += [_fish_option(f"{after} {verb}", word) for word in words]

@@ -23,6 +23,7 @@ _OPTIONAL = {
     "tensorboard": ("trackers", "--train.track tensorboard"),
     "wandb": ("wandb", "--train.track wandb"),
     "mlflow": ("mlflow", "--train.track mlflow"),
+    "umap": ("umap", "latent RUN map --method umap"),
 }
 """Package → the extra that brings it, what it is for."""
 _OLDEST_TORCH = (2, 10)

@@ -58,7 +58,11 @@ class Encode(Protocol):
     """Data to a structured latent."""
 
     def encode(self, x: Tensor, condition: Tensor | None = None) -> Any:
-        """Return the latent: a tensor or a dict of named tensors, rows are samples."""
+        """Return the latent: a tensor or a dict of named tensors, rows are samples.
+
+        In a dict, z is what `decode` needs; without z it is all of the entries. mean and
+        log_variance are those of a posterior whose prior is standard normal, z being its mean.
+        """
         ...
 
 

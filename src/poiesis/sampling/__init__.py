@@ -1,1 +1,1 @@
-"""What is not one model's own: token decoding, diffusion samplers."""
+"""What is not one model's own: token decoding, diffusion samplers, latent ways."""
