@@ -82,8 +82,8 @@ def open_data(source: str, config: DataConfig | None = None) -> DataSet:
         for option in ("resize", "crop", "channels"):
             if getattr(config, option) is not None:
                 raise ConfigError(f"data.{option} is for images; {dataset.name} is text")
-        if config.binarize != "none" or config.augment:
-            option = "augment" if config.augment else "binarize"
+        if config.binarize != "none" or config.augment or config.classes:
+            option = "augment" if config.augment else "classes" if config.classes else "binarize"
             raise ConfigError(f"data.{option} is for images; {dataset.name} is text")
     # What went wrong, without the way out: it was taken.
     dataset.skipped = [line.rpartition("; ")[0] or line for line in dataset.skipped]
