@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "compare": "poiesis.comparison",
     "denoise": "poiesis.apply.denoise",
+    "detect": "poiesis.apply.detect",
     "evaluate": "poiesis.evaluation.protocol",
     "list_models": "poiesis.registry",
     "load": "poiesis.models.trained",

@@ -352,7 +352,7 @@ def test_classes_that_are_not_there(tmp_path):
     where = str(folder(tmp_path, [f"{i}.png" for i in range(12)]))
     with pytest.raises(ConfigError, match="has none"):
         open_data(where, DataConfig(classes=("a",)))
-    with pytest.raises(ConfigError, match="data.classes is for images"):
+    with pytest.raises(ConfigError, match=r"data\.classes is for images"):
         open_data("python-stdlib", DataConfig(classes=("a",), limit=1000))
 
 

@@ -39,6 +39,7 @@ _ARGUMENTS = {
     "inspect": "InspectArgs",
     "reduce": "ReduceArgs",
     "denoise": "DenoiseArgs",
+    "detect": "DetectArgs",
     "reproduce": "ReproduceArgs",
     "doctor": "DoctorArgs",
 }
