@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "compare": "poiesis.comparison",
     "denoise": "poiesis.apply.denoise",
+    "detect": "poiesis.apply.detect",
     "evaluate": "poiesis.evaluation.protocol",
     "latent": "poiesis.apply.latent.space",
     "list_models": "poiesis.registry",

@@ -26,6 +26,7 @@ from poiesis.cli import (
     compare,
     data,
     denoise,
+    detect,
     doctor,
     evaluate,
     latent,
@@ -141,6 +142,7 @@ def accepted(args: list[str]) -> tuple[list[Any], dict[str, str]]:
         "reproduce": reproduce.ReproduceArgs,
         "reduce": reduce.ReduceArgs,
         "denoise": denoise.DenoiseArgs,
+        "detect": detect.DetectArgs,
     }
     return options(classes[verb]), {}
 

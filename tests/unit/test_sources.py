@@ -315,6 +315,47 @@ def test_binarised_digits():
     assert torch.equal(hard, (grey.splits["train"].x >= 8).to(torch.uint8))
 
 
+def test_chosen_classes_keep_their_parts_of_the_whole_set():
+    whole = open_data("digits")
+    one = open_data("digits", DataConfig(classes=("7",)))
+    two = open_data("digits", DataConfig(classes=("8", "3")))
+    assert one.variant == "digits, class 7 only" and one.condition is None
+    assert two.variant == "digits, classes 3, 8 only" and two.condition.names == ("3", "8")
+    for part in ("train", "validation", "test"):
+        x, y = whole.splits[part].x, whole.splits[part].y
+        assert torch.equal(one.splits[part].x, x[y == 7]) and one.splits[part].y is None
+        kept = (y == 3) | (y == 8)
+        assert torch.equal(two.splits[part].x, x[kept])
+        assert torch.equal(two.splits[part].y, (y[kept] == 8).long())
+    assert one.notes["counts"]["train"] == len(one.splits["train"])
+    assert one.notes["sha256"] != whole.notes["sha256"]
+    limited = open_data("digits", DataConfig(classes=("7",), limit=20))
+    assert len(limited.splits["train"]) == 20
+    assert limited.variant == "digits, class 7 only, 20 training images"
+
+
+@pytest.mark.parametrize("memory", [4.0, 0.0])
+def test_classes_of_a_folder_held_or_streamed(tmp_path, memory):
+    folder(tmp_path, [f"{c}/{i}.png" for c in ("ant", "bee", "cow") for i in range(8)])
+    where = str(tmp_path)
+    data = open_data(where, DataConfig(classes=("cow", "bee"), memory=memory))
+    train = data.splits["train"]
+    x, y = train.fetch(torch.arange(len(train)))
+    assert data.condition.names == ("bee", "cow") and y.tolist() == sorted(y.tolist())
+    everything, labels = (w := open_data(where).splits["train"]).fetch(torch.arange(len(w)))
+    assert torch.equal(x, everything[labels > 0]) and torch.equal(y, labels[labels > 0] - 1)
+
+
+def test_classes_that_are_not_there(tmp_path):
+    with pytest.raises(ConfigError, match="digits has no class 'seven'; it has: 0, 1"):
+        open_data("digits", DataConfig(classes=("seven",)))
+    where = str(folder(tmp_path, [f"{i}.png" for i in range(12)]))
+    with pytest.raises(ConfigError, match="has none"):
+        open_data(where, DataConfig(classes=("a",)))
+    with pytest.raises(ConfigError, match=r"data\.classes is for images"):
+        open_data("python-stdlib", DataConfig(classes=("a",), limit=1000))
+
+
 def test_options_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "a.txt").write_text("abc\n" * 20)
     text = str(tmp_path / "a.txt")

@@ -26,7 +26,7 @@ from poiesis.models.capabilities import require
 from poiesis.models.trained import Trained
 from poiesis.spec import Grid
 
-__all__ = ["Inputs", "codes", "in_batches", "latent_parts", "open_inputs"]
+__all__ = ["Inputs", "codes", "flat_code", "in_batches", "latent_parts", "open_inputs"]
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is done, samples just finished, samples in all)."""
@@ -41,13 +41,20 @@ class Inputs:
     labels: list[int] | None
     """Class numbers of the run's own classes, where they are known."""
     fetch: Callable[[int, int], Tensor]
+    classes: list[str] | None = None
+    """Names of the rows' classes, where they are known; also of those that the run knows not."""
 
     def __len__(self) -> int:
         return len(self.names)
 
 
 def open_inputs(
-    trained: Trained, source: str = "", *, split: str = "test", limit: int | None = None
+    trained: Trained,
+    source: str = "",
+    *,
+    split: str = "test",
+    limit: int | None = None,
+    all_classes: bool = False,
 ) -> Inputs:
     """Open what a user points at, in the format of the run.
 
@@ -55,7 +62,9 @@ def open_inputs(
     a folder of them (cut into windows), or the name of a data set, of which `split` is taken; empty
     is the run's own data. Names are paths, or split and number. A folder that is
     called as a class of the run gives its files that label. limit: the first so many, of a data
-    set as many spread evenly. Raises DataError for what is missing or has another format.
+    set as many spread evenly. all_classes: of a data set also the classes that the run left out
+    with data.classes; there are no labels then. Raises DataError for what is missing or has
+    another format.
     """
     check("limit", limit, low=1)
     path = Path(source).expanduser()
@@ -71,7 +80,10 @@ def open_inputs(
             )
         return _from_files(trained, path, limit)
     config = configs.from_dict(DataConfig, trained.config["data"], path="data.")
-    data = open_data(source or config.source, dataclasses.replace(config, augment=()))
+    # The run's choice of classes is one of its own data.
+    own = source in ("", config.source) and not all_classes
+    config = dataclasses.replace(config, augment=(), classes=config.classes if own else ())
+    data = open_data(source or config.source, config)
     if data.spec != trained.data_spec:
         raise DataError(f"{data.name} is {data.spec}, but the run learned {trained.data_spec}")
     if split not in data.splits:
@@ -80,12 +92,15 @@ def open_inputs(
     chosen = torch.arange(len(rows))
     if limit is not None and limit < len(rows):
         chosen = torch.linspace(0, len(rows) - 1, limit).round().long()
-    classes = getattr(rows, "y", None)
+    labels = getattr(rows, "y", None)
+    labels = None if labels is None else labels[chosen].tolist()
+    names: tuple[str, ...] = () if data.condition is None else data.condition.names
     return Inputs(
         f"{data.variant}, {split}",
         [f"{split}-{number:06d}" for number in chosen.tolist()],
-        None if classes is None else classes[chosen].tolist(),
+        None if all_classes else labels,
         lambda start, end: rows.fetch(chosen[start:end])[0],
+        [names[label] for label in labels] if labels and names else None,
     )
 
 
@@ -147,7 +162,14 @@ def _from_files(trained: Trained, path: Path, limit: int | None) -> Inputs:
     folders = [PurePosixPath(name).parts[:-1] for name in names]
     own = [next((known.index(f) for f in parts if f in known), None) for parts in folders]
     labels = [label for label in own if label is not None]
-    return Inputs(str(path), names, labels if len(labels) == len(names) else None, fetch)
+    in_folders = all(folders)
+    return Inputs(
+        str(path),
+        names,
+        labels if len(labels) == len(names) else None,
+        fetch,
+        [parts[-1] for parts in folders] if in_folders else None,
+    )
 
 
 def in_batches(
@@ -180,7 +202,7 @@ def in_batches(
 def codes(
     trained: Trained, inputs: Inputs, *, batch_size: int = 256, progress: Progress | None = None
 ) -> Tensor:
-    """Return the parts of the model's latent, flattened side by side, float32 (n, z).
+    """Return the codes of all inputs by the model's `encode`, float32 (n, z); see `flat_code`.
 
     Raises CapabilityError, naming models that can, for a model without `encode`.
     """
@@ -190,8 +212,7 @@ def codes(
     for _, _, x, y in in_batches(
         trained, inputs, batch_size=batch_size, what="codes", progress=progress
     ):
-        parts = latent_parts(model.encode(x, y))
-        out.append(torch.cat([part.float().flatten(1).cpu() for part in parts.values()], 1))
+        out.append(flat_code(model.encode(x, y)).cpu())
     return torch.cat(out)
 
 
@@ -203,3 +224,9 @@ def latent_parts(latent: Any) -> dict[str, Tensor]:
     if not isinstance(latent, Mapping):
         return {"z": latent}
     return {"z": latent["z"]} if "z" in latent else dict(latent)
+
+
+def flat_code(latent: Any) -> Tensor:
+    """Return the parts of what `encode` gave side by side, one float32 row a sample, (b, z)."""
+    parts = latent_parts(latent).values()
+    return torch.cat([part.float().flatten(1) for part in parts], dim=1)

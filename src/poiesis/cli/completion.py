@@ -42,6 +42,7 @@ _ARGUMENTS = {
     "inspect": "InspectArgs",
     "reduce": "ReduceArgs",
     "denoise": "DenoiseArgs",
+    "detect": "DetectArgs",
     "reproduce": "ReproduceArgs",
     "doctor": "DoctorArgs",
 }

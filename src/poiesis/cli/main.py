@@ -27,6 +27,7 @@ VERBS: dict[str, str] = {
     "evaluate": "judge a trained model",
     "compare": "train and judge several models under one equal budget",
     "denoise": "clean data with a trained model",
+    "detect": "find what is unlike the data a model was trained on",
     "latent": "explore a model's latent space: interpolate, walk, direction, map, traverse",
     "reduce": "encode data to a model's codes, as a table",
     "report": "write a run's self-contained HTML report",

@@ -31,6 +31,9 @@ class DataConfig:
     """How text becomes tokens."""
     vocabulary: int = 2048
     """Number of tokens that --data.tokenizer bpe learns."""
+    classes: tuple[str, ...] = ()
+    """Use the images of these classes alone, by name (default: all): a model of what is normal,
+    for poiesis detect."""
     augment: tuple[str, ...] = ()
     """Random changes of training images, e.g. flip, shift."""
     label: str | None = None

@@ -101,7 +101,7 @@ def _check_options(dataset: DataSet, config: DataConfig) -> None:
 
 
 _OPTIONS = {
-    ("images",): ("resize", "crop", "binarize", "augment"),
+    ("images",): ("resize", "crop", "binarize", "augment", "classes"),
     ("images", "audio"): ("channels",),
     ("audio",): ("length",),
     ("a table",): ("label", "drop"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from torch import Tensor
 from poiesis.data.codecs import ImageCodec
 from poiesis.data.config import DataConfig
 from poiesis.data.dataset import DataSet, TensorSplit
+from poiesis.errors import ConfigError, suggest
 from poiesis.rng import generator, mix
 from poiesis.spec import Classes
 
@@ -140,6 +142,35 @@ def _fingerprint(part: str, positions: Tensor) -> str:
     return digest.hexdigest()
 
 
+def _named(images: Images, config: DataConfig) -> tuple[str, ...]:
+    """Return the chosen classes in the set's order; raises ConfigError for unknown ones."""
+    if len(images.classes) < 2:
+        raise ConfigError(f"data.classes chooses among classes, but {images.name} has none")
+    for name in config.classes:
+        if name not in images.classes:
+            hint = suggest(name, images.classes) or f"; it has: {', '.join(images.classes)}"
+            raise ConfigError(f"data.classes: {images.name} has no class {name!r}{hint}")
+    return tuple(name for name in images.classes if name in config.classes)
+
+
+def _keep(
+    chosen: dict[str, tuple[str, Tensor]], parts: dict[str, Any], kept: list[int]
+) -> tuple[dict[str, tuple[str, Tensor]], dict[str, Any]]:
+    """Return the picks and parts of the classes numbered `kept` alone, renumbered from 0."""
+    numbers = torch.full((max(kept) + 1,), -1)
+    numbers[kept] = torch.arange(len(kept))
+    picks, labels = {}, {}
+    for part, rows in parts.items():
+        labels[part] = torch.where(rows.y <= max(kept), numbers[rows.y.clamp(max=max(kept))], -1)
+    for split, (part, pick) in chosen.items():
+        picks[split] = part, pick[labels[part][pick] >= 0]
+    one = len(kept) == 1
+    return picks, {
+        part: dataclasses.replace(rows, y=None if one else labels[part])
+        for part, rows in parts.items()
+    }
+
+
 def assemble(images: Images, config: DataConfig) -> DataSet:
     """Return the data set: bits where asked, official parts kept, missing ones cut, all recorded.
 
@@ -170,6 +201,12 @@ def assemble(images: Images, config: DataConfig) -> DataSet:
         chosen["train"], chosen["validation"] = (("train", p) for p in pieces)
     if config.split_seed and any(part in ("all", "train") for part, _ in chosen.values()):
         steps.append(f"split with seed {config.split_seed}")
+    classes = images.classes
+    if config.classes:
+        # After the split, so that a part holds the same images of a class as in the whole set.
+        classes = _named(images, config)
+        steps.append(f"class{'es' * (len(classes) > 1)} {', '.join(classes)} only")
+        chosen, parts = _keep(chosen, parts, [images.classes.index(name) for name in classes])
     part, train = chosen["train"]
     if config.limit is not None and config.limit < len(train):
         order = torch.randperm(len(train), generator=generator("limit", config.split_seed))
@@ -182,9 +219,7 @@ def assemble(images: Images, config: DataConfig) -> DataSet:
         name=images.name,
         variant=", ".join([images.name, *steps]),
         spec=codec.spec,
-        condition=Classes(count=len(images.classes), names=images.classes)
-        if len(images.classes) > 1
-        else None,
+        condition=Classes(count=len(classes), names=classes) if len(classes) > 1 else None,
         codec=codec,
         splits={split: parts[part].take(pick) for split, (part, pick) in ordered.items()},
         skipped=images.skipped,
