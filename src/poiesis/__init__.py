@@ -16,6 +16,8 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "compare": "poiesis.comparison",
+    "compress": "poiesis.apply.compress",
+    "decompress": "poiesis.apply.compress",
     "denoise": "poiesis.apply.denoise",
     "evaluate": "poiesis.evaluation.protocol",
     "list_models": "poiesis.registry",

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from poiesis import config as configs
@@ -43,14 +44,20 @@ class Inputs:
 
 
 def open_inputs(
-    trained: Trained, source: str = "", *, split: str = "test", limit: int | None = None
+    trained: Trained,
+    source: str = "",
+    *,
+    split: str = "test",
+    limit: int | None = None,
+    exact: bool = False,
 ) -> Inputs:
     """Open what a user points at, in the format of the run.
 
     source: an image file, a folder or .zip of images, or the name of a data set, of which `split`
     is taken; empty is the run's own data. Names are paths, or split and number. A folder that is
     called as a class of the run gives its files that label. limit: the first so many, of a data
-    set as many spread evenly. Raises DataError for what is missing or has another format.
+    set as many spread evenly. exact: refuse pictures that the run's format would change. Raises
+    DataError for what is missing or has another format.
     """
     check("limit", limit, low=1)
     path = Path(source).expanduser()
@@ -60,7 +67,7 @@ def open_inputs(
                 f"this {trained.name} learned {trained.data_spec}; files are read for images only: "
                 "give the name of a data set of that kind"
             )
-        return _from_files(trained, path, limit)
+        return _from_files(trained, path, limit, exact)
     config = configs.from_dict(DataConfig, trained.config["data"], path="data.")
     data = open_data(source or config.source, dataclasses.replace(config, augment=()))
     if data.spec != trained.data_spec:
@@ -80,7 +87,7 @@ def open_inputs(
     )
 
 
-def _from_files(trained: Trained, path: Path, limit: int | None) -> Inputs:
+def _from_files(trained: Trained, path: Path, limit: int | None, exact: bool) -> Inputs:
     if path.is_dir():
         found = list_folder(path)
     elif path.name.lower().endswith(".zip"):
@@ -103,6 +110,13 @@ def _from_files(trained: Trained, path: Path, limit: int | None) -> Inputs:
                 rows.append(trained.codec.encode(picture))
             except DataError as error:
                 raise DataError(f"{found.where}/{name}: {error}") from None
+            if exact and not _alike(trained.codec.decode(rows[-1]), picture):
+                spec = trained.data_spec
+                raise DataError(
+                    f"{found.where}/{name}: is {picture.width} x {picture.height} px, "
+                    f"{picture.mode}, which {spec} doesn't hold exactly; convert it first, or "
+                    "compress with --quality"
+                )
         return torch.stack(rows)
 
     known = trained.condition.names if trained.condition is not None else ()
@@ -110,6 +124,11 @@ def _from_files(trained: Trained, path: Path, limit: int | None) -> Inputs:
     own = [next((known.index(f) for f in parts if f in known), None) for parts in folders]
     labels = [label for label in own if label is not None]
     return Inputs(str(path), names, labels if len(labels) == len(names) else None, fetch)
+
+
+def _alike(a: Image.Image, b: Image.Image) -> bool:
+    """Return whether two pictures have the same pixels, whatever they are stored as."""
+    return a.size == b.size and a.convert("RGBA").tobytes() == b.convert("RGBA").tobytes()
 
 
 def in_batches(

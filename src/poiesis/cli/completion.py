@@ -39,6 +39,8 @@ _ARGUMENTS = {
     "inspect": "InspectArgs",
     "reduce": "ReduceArgs",
     "denoise": "DenoiseArgs",
+    "compress": "CompressArgs",
+    "decompress": "DecompressArgs",
     "reproduce": "ReproduceArgs",
     "doctor": "DoctorArgs",
 }

@@ -103,6 +103,13 @@ class Conditionals(Protocol):
         """Return log-probabilities (b, t, v) of each symbol given those before it."""
         ...
 
+    def feeder(self, condition: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """Return what takes new symbols (b, t) and gives logits (b, v) of the next one.
+
+        It remembers those before; the first call has t = 0, later ones t = 1.
+        """
+        ...
+
 
 Gaussian = tuple[Tensor, Tensor]
 """(mean, log of the standard deviation), of one shape."""

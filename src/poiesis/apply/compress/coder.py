@@ -7,13 +7,9 @@ distribution that nothing was pushed with draws from it, which is what bits-back
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import torch
+from constriction import stream
 from torch import Tensor
-
-from poiesis.errors import MissingDependency
 
 __all__ = ["RADIUS", "STEPS", "Stack", "integer_table", "random_words"]
 
@@ -24,14 +20,6 @@ STEPS = 1024
 """Steps of the grid of a latent per standard deviation of its prior."""
 RADIUS = 8 * STEPS
 """Outermost step of that grid; beyond 8 deviations lies 1e-15 of the prior."""
-
-
-def _constriction() -> Any:
-    try:
-        import constriction
-    except ImportError:
-        raise MissingDependency("constriction", "compress", "compression") from None
-    return constriction.stream
 
 
 def integer_table(p: Tensor) -> np.ndarray:
@@ -53,7 +41,6 @@ class Stack:
     """
 
     def __init__(self, words: np.ndarray | None = None) -> None:
-        stream = _constriction()
         self._ans = stream.stack.AnsCoder() if words is None else stream.stack.AnsCoder(words)
         self._categorical = stream.model.Categorical(perfect=False)
         self._normal = stream.model.QuantizedGaussian(-RADIUS, RADIUS)

@@ -39,6 +39,8 @@ class BitsBackCoder:
     Raises CapabilityError for a model that sees images in another size than their own.
     """
 
+    method = "bits-back"
+
     def __init__(self, model: Any, view: View, batch_size: int) -> None:
         spec = view.source
         if not isinstance(spec, Grid) or spec.shape != view.target.shape:
@@ -174,8 +176,9 @@ def _part(labels: Tensor | None, start: int, end: int) -> Tensor | None:
 
 def _in_steps(prior: Gaussian, posterior: Gaussian, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and deviation of n rows' posterior on the grid that the prior lays out."""
-    (mean_p, log_p), (mean_q, log_q) = ((a[:n].double().flatten() for a in g)
-                                        for g in (prior, posterior))
+    (mean_p, log_p), (mean_q, log_q) = (
+        (a[:n].double().flatten() for a in g) for g in (prior, posterior)
+    )
     mean = ((mean_q - mean_p) * (-log_p).exp() * STEPS).nan_to_num(0.0).clamp(-RADIUS, RADIUS)
     sigma = ((log_q - log_p).exp() * STEPS).nan_to_num(1.0).clamp(0.25, 2 * RADIUS)
     return mean.numpy(), sigma.numpy()

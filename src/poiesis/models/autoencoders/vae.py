@@ -177,6 +177,16 @@ class VAE(GenerativeModel):
 
     @preset
     @classmethod
+    def compress(cls, spec: Spec) -> Any:
+        """For lossless compression: residual convolutions and mixtures of logistics over levels."""
+        if not isinstance(spec, Grid):
+            raise SpecError(f"preset compress is for the levels of images, not {spec}; use default")
+        return cls.Config(
+            widths=level_widths(spec), likelihood="logistic", mixtures=5, weight_decay=0.1
+        )
+
+    @preset
+    @classmethod
     def tutorial(cls, spec: Spec) -> Any:
         """The convolutional VAE of TensorFlow's tutorial: 69,989 parameters at 28 px."""
         return cls.Config(
