@@ -22,7 +22,19 @@ from PIL import Image
 
 import poiesis
 from poiesis import registry
-from poiesis.cli import compare, data, denoise, doctor, evaluate, reduce, reproduce, sample, train
+from poiesis.cli import (
+    compare,
+    compress,
+    data,
+    decompress,
+    denoise,
+    doctor,
+    evaluate,
+    reduce,
+    reproduce,
+    sample,
+    train,
+)
 from poiesis.cli import inspect as inspect_verb
 from poiesis.cli import report as report_verb
 from poiesis.cli.main import VERBS, main
@@ -128,6 +140,8 @@ def accepted(args: list[str]) -> tuple[list[Any], dict[str, str]]:
         "reproduce": reproduce.ReproduceArgs,
         "reduce": reduce.ReduceArgs,
         "denoise": denoise.DenoiseArgs,
+        "compress": compress.CompressArgs,
+        "decompress": decompress.DecompressArgs,
     }
     return options(classes[verb]), {}
 

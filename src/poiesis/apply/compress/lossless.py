@@ -10,6 +10,7 @@ e edges, h height, n rows in use, w width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -60,8 +61,7 @@ class BitsBackCoder:
 
         labels: classes, int64 (n,), if the model is conditional. done(n) hears of each batch.
         """
-        trial = self._push(Stack(random_words(1 << 20)), rows[:1], _part(labels, 0, 1))
-        need = trial + _SPARE
+        need = self._expected(rows[:1], _part(labels, 0, 1)) + _SPARE
         stack, sizes, start = Stack(random_words(-(-need // 32))), [], 0
         while start < len(rows):
             # As many as the stack has bits for: latents from an empty one would be poor.
@@ -91,6 +91,20 @@ class BitsBackCoder:
             if done is not None:
                 done(n)
         return torch.cat(found[::-1])
+
+    def _expected(self, rows: Tensor, labels: Tensor | None) -> int:
+        """Return the bits that popping the latents of rows is expected to take: their entropy."""
+        bits = 0.0
+
+        def middle(prior: Gaussian, posterior: Gaussian | None) -> Tensor:
+            nonlocal bits
+            assert posterior is not None
+            _, sigma = _in_steps(prior, posterior, len(rows))
+            bits += float(np.log2(sigma * math.sqrt(math.tau * math.e)).clip(min=0).sum())
+            return posterior[0]
+
+        self._look(middle, rows, labels)
+        return round(bits)
 
     # -- one batch -------------------------------------------------------------------------------
 
