@@ -81,12 +81,13 @@ def test_pictures_keep_their_names(poiesis, refused, trained, tmp_path):
 
 def test_quality_trades_size_for_closeness(poiesis, trained, tmp_path):
     found = []
-    for quality in (20, 50, 80):
+    for quality in (10, 30, 50):
         file = tmp_path / f"{quality}.psis"
         options = ["--quality", quality, "--json", "--quiet"]
         code, out, err = poiesis("compress", trained, "-o", file, *options)
         assert code == 0, err
         found.append(json.loads(out))
+    assert all(f["plain_chunks"] == 0 for f in found)
     assert found[0]["bytes"] < found[1]["bytes"] < found[2]["bytes"]
     assert found[0]["psnr"] < found[1]["psnr"] < found[2]["psnr"]
     code, out, err = poiesis("decompress", file, "-o", tmp_path / "out", "--json", "--quiet")
@@ -95,7 +96,10 @@ def test_quality_trades_size_for_closeness(poiesis, trained, tmp_path):
     back = [pixels(tmp_path / f"out/test-{n:06d}.png").astype(float) for n in range(50)]
     wanted = [np.asarray(test.codec.decode(x)) for x in test.splits["test"].x[:50]]
     error = np.stack(back) - np.stack(wanted)
-    assert 10 * np.log10(255**2 / np.square(error).mean()) > found[0]["psnr"] - 1
+    # The PSNR of the mean error is below the mean PSNR, which is over all digits.
+    assert 10 * np.log10(255**2 / np.square(error).mean()) == pytest.approx(
+        found[2]["psnr"], abs=1.5
+    )
 
 
 def test_images_that_the_model_can_not_know_are_kept_plain(poiesis, trained, tmp_path):

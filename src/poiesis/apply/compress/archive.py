@@ -211,8 +211,10 @@ def _classes(trained: Trained) -> int:
 @contextlib.contextmanager
 def _timed(seconds: dict[str, float], what: str) -> Iterator[None]:
     began = time.perf_counter()
-    yield
-    seconds[what] += time.perf_counter() - began
+    try:
+        yield
+    finally:
+        seconds[what] += time.perf_counter() - began
 
 
 def _advance(progress: Progress | None, what: str, total: int) -> Callable[[int], None]:

@@ -52,7 +52,7 @@ def logistic_cdf(edges: Tensor, mean: Tensor, log_scale: Tensor, levels: int) ->
 
     edges: whole numbers, broadcast against mean and log_scale: 0 gives 0 and `levels` gives 1.
     """
-    at = (2 * edges - 1) / (levels - 1) - 1
+    at = (2 * edges - 1).to(mean.dtype) / (levels - 1) - 1
     cdf = ((at - mean) * (-log_scale.clamp(min=-7)).exp()).sigmoid()
     return cdf.masked_fill(edges <= 0, 0.0).masked_fill(edges >= levels, 1.0)
 
