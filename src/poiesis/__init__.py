@@ -14,6 +14,8 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "compare": "poiesis.comparison",
+    "compress": "poiesis.apply.compress",
+    "decompress": "poiesis.apply.compress",
     "denoise": "poiesis.apply.denoise",
     "detect": "poiesis.apply.detect",
     "evaluate": "poiesis.evaluation.protocol",

@@ -24,7 +24,9 @@ import poiesis
 from poiesis import registry
 from poiesis.cli import (
     compare,
+    compress,
     data,
+    decompress,
     denoise,
     detect,
     doctor,
@@ -143,6 +145,8 @@ def accepted(args: list[str]) -> tuple[list[Any], dict[str, str]]:
         "reduce": reduce.ReduceArgs,
         "denoise": denoise.DenoiseArgs,
         "detect": detect.DetectArgs,
+        "compress": compress.CompressArgs,
+        "decompress": decompress.DecompressArgs,
     }
     return options(classes[verb]), {}
 

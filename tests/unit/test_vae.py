@@ -9,7 +9,8 @@ from torch import distributions as D
 from torch import nn
 
 from poiesis.errors import ConfigError, SpecError
-from poiesis.models.autoencoders.vae import VAE, log_logistic
+from poiesis.models.autoencoders.mixture import log_logistic
+from poiesis.models.autoencoders.vae import VAE
 from poiesis.models.base import Batch
 from poiesis.models.capabilities import of
 from poiesis.rng import Draws
@@ -83,7 +84,7 @@ def test_shapes_of_every_network(spec, preset, conditional):
             low = -1 if model.spec.domain == "signed" else 0
             assert sample.min() >= low and sample.max() <= 1
     assert model.reconstruct(x, y).shape == x.shape
-    assert of(model) == ["encode", "decode", "reconstruct", "log_prob"]
+    assert of(model) == ["encode", "decode", "reconstruct", "log_prob", "bits_back"]
 
 
 def test_kl_is_the_closed_form():

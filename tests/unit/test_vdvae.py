@@ -12,12 +12,13 @@ from torch import nn
 from poiesis.errors import ConfigError, SpecError
 from poiesis.models.autoencoders.hierarchy import gaussian_kl
 from poiesis.models.autoencoders.mixture import (
+    log_logistic,
     log_mixture,
     mixture_mean,
     mixture_sample,
     values_per_pixel,
 )
-from poiesis.models.autoencoders.vae import log_logistic, log_normal
+from poiesis.models.autoencoders.vae import log_normal
 from poiesis.models.autoencoders.vdvae import VDVAE
 from poiesis.models.base import Batch
 from poiesis.models.capabilities import of
@@ -191,7 +192,7 @@ def test_shapes(spec, resampling):
         assert sample.shape == (3, *spec.shape)
         assert sample.min() >= low and sample.max() <= 1
     assert model.reconstruct(x, y).shape == x.shape
-    assert of(model) == ["encode", "decode", "reconstruct", "log_prob"]
+    assert of(model) == ["encode", "decode", "reconstruct", "log_prob", "bits_back"]
 
 
 def test_drawn_pixels_are_levels():

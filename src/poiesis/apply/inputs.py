@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from poiesis import config as configs
@@ -55,6 +56,7 @@ def open_inputs(
     split: str = "test",
     limit: int | None = None,
     all_classes: bool = False,
+    exact: bool = False,
 ) -> Inputs:
     """Open what a user points at, in the format of the run.
 
@@ -63,8 +65,8 @@ def open_inputs(
     is the run's own data. Names are paths, or split and number. A folder that is
     called as a class of the run gives its files that label. limit: the first so many, of a data
     set as many spread evenly. all_classes: of a data set also the classes that the run left out
-    with data.classes; there are no labels then. Raises DataError for what is missing or has
-    another format.
+    with data.classes; there are no labels then. exact: refuse pictures that the run's format would
+    change. Raises DataError for what is missing or has another format.
     """
     check("limit", limit, low=1)
     path = Path(source).expanduser()
@@ -78,7 +80,7 @@ def open_inputs(
                 f"this {trained.name} learned {trained.data_spec}; files are read for images only: "
                 "give the name of a data set of that kind"
             )
-        return _from_files(trained, path, limit)
+        return _from_files(trained, path, limit, exact)
     config = configs.from_dict(DataConfig, trained.config["data"], path="data.")
     # The run's choice of classes is one of its own data.
     own = source in ("", config.source) and not all_classes
@@ -133,7 +135,7 @@ def _from_recordings(codec: AudioCodec, path: Path, limit: int | None) -> Inputs
     return Inputs(str(path), names[:limit], None, lambda start, end: rows[start:end])
 
 
-def _from_files(trained: Trained, path: Path, limit: int | None) -> Inputs:
+def _from_files(trained: Trained, path: Path, limit: int | None, exact: bool) -> Inputs:
     if path.is_dir():
         found = list_folder(path)
     elif path.name.lower().endswith(".zip"):
@@ -156,6 +158,13 @@ def _from_files(trained: Trained, path: Path, limit: int | None) -> Inputs:
                 rows.append(trained.codec.encode(picture))
             except DataError as error:
                 raise DataError(f"{found.where}/{name}: {error}") from None
+            if exact and not _alike(trained.codec.decode(rows[-1]), picture):
+                spec = trained.data_spec
+                raise DataError(
+                    f"{found.where}/{name}: is {picture.width} x {picture.height} px, "
+                    f"{picture.mode}, which {spec} doesn't hold exactly; convert it first, or "
+                    "compress with --quality"
+                )
         return torch.stack(rows)
 
     known = trained.condition.names if trained.condition is not None else ()
@@ -170,6 +179,11 @@ def _from_files(trained: Trained, path: Path, limit: int | None) -> Inputs:
         fetch,
         [parts[-1] for parts in folders] if in_folders else None,
     )
+
+
+def _alike(a: Image.Image, b: Image.Image) -> bool:
+    """Return whether two pictures have the same pixels, whatever they are stored as."""
+    return a.size == b.size and a.convert("RGBA").tobytes() == b.convert("RGBA").tobytes()
 
 
 def in_batches(

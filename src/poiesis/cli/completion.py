@@ -43,6 +43,8 @@ _ARGUMENTS = {
     "reduce": "ReduceArgs",
     "denoise": "DenoiseArgs",
     "detect": "DetectArgs",
+    "compress": "CompressArgs",
+    "decompress": "DecompressArgs",
     "reproduce": "ReproduceArgs",
     "doctor": "DoctorArgs",
 }

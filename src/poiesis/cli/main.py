@@ -26,6 +26,8 @@ VERBS: dict[str, str] = {
     "sample": "generate new data from a trained model",
     "evaluate": "judge a trained model",
     "compare": "train and judge several models under one equal budget",
+    "compress": "pack images by what a model learned of them, without loss or with",
+    "decompress": "unpack a compressed file",
     "denoise": "clean data with a trained model",
     "detect": "find what is unlike the data a model was trained on",
     "latent": "explore a model's latent space: interpolate, walk, direction, map, traverse",

@@ -5,7 +5,7 @@ way out; no other exception leaves this room, whatever the bytes. Archives are s
 member and never unpacked to disk. `name` arguments are what messages call the data.
 """
 
-from poiesis.files._archives import Zip, tar_members
+from poiesis.files._archives import Zip, safe_member, tar_members
 from poiesis.files._arrays import parse_npy, read_idx, read_npz, read_safetensors
 from poiesis.files._images import IMAGE_SUFFIXES, MAX_PIXELS, image_header, read_image
 from poiesis.files._pickles import unpickle
@@ -35,6 +35,7 @@ __all__ = [
     "read_safetensors",
     "read_table",
     "read_text",
+    "safe_member",
     "tar_members",
     "unpickle",
 ]

@@ -27,7 +27,8 @@ from poiesis.files._plain import (
 BOMB = "it looks like a bomb"
 
 
-def _safe_member(archive: object, member: str) -> str:
+def safe_member(archive: object, member: str) -> str:
+    """Return the path of a member with forward slashes; DataError if it leaves the archive."""
     plain = member.replace("\\", "/")
     parts = PurePosixPath(plain).parts
     if plain.startswith("/") or ".." in parts or re.match(r"^[A-Za-z]:", plain) or "\0" in plain:
@@ -60,7 +61,7 @@ class Zip:
         self._members: dict[str, zipfile.ZipInfo] = {}
         total = 0
         for info in self._zip.infolist():
-            member = _safe_member(self.name, info.filename)
+            member = safe_member(self.name, info.filename)
             if info.is_dir():
                 continue
             total += info.file_size
@@ -133,7 +134,7 @@ def tar_members(
             limited = _Limited(stream, path, _total_limit(Path(path).stat().st_size))
             with tarfile.open(fileobj=cast(IO[bytes], limited), mode="r|") as archive:
                 for info in archive:
-                    member = _safe_member(path, info.name)
+                    member = safe_member(path, info.name)
                     if info.isdir():
                         continue
                     if not info.isfile():

@@ -8,6 +8,7 @@ models that can.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -17,11 +18,14 @@ from poiesis.errors import CapabilityError
 
 __all__ = [
     "CAPABILITIES",
+    "BitsBack",
+    "ChooseLatent",
     "Conditionals",
     "Decode",
     "Denoiser",
     "Discriminate",
     "Encode",
+    "LevelCdf",
     "LogProb",
     "LogProbability",
     "Reconstruct",
@@ -103,6 +107,43 @@ class Conditionals(Protocol):
         """Return log-probabilities (b, t, v) of each symbol given those before it."""
         ...
 
+    def feeder(self, condition: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """Return what takes new symbols (b, t) and gives logits (b, v) of the next one.
+
+        It remembers those before; the first call has t = 0, later ones t = 1.
+        """
+        ...
+
+
+Gaussian = tuple[Tensor, Tensor]
+"""(mean, log of the standard deviation), of one shape."""
+
+ChooseLatent = Callable[[Gaussian, Gaussian | None], Tensor]
+"""(prior, posterior if the data are known) of a latent → its value, of their shape."""
+
+LevelCdf = Callable[[Tensor, Tensor], Tensor]
+"""(pixels of the channels before, (b, i, h, w) in the view; edges, int64 (b, h, w, e) or (e,)) →
+the probability (b, h, w, e) of a level of channel i below each edge, 0…levels."""
+
+
+@runtime_checkable
+class BitsBack(Protocol):
+    """Gaussian latents and levels given them, for bits-back coding (arXiv:1901.04866)."""
+
+    def bits_back(
+        self,
+        rows: int,
+        choose: ChooseLatent,
+        x: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> LevelCdf:
+        """Take the latents one after another from `choose`; return what they say of the levels.
+
+        A later latent's prior and posterior may depend on those before. x: the data (rows,
+        *spec.shape), where they are known.
+        """
+        ...
+
 
 @runtime_checkable
 class Denoiser(Protocol):
@@ -128,6 +169,7 @@ CAPABILITIES: dict[str, type] = {
     "reconstruct": Reconstruct,
     "log_prob": LogProbability,
     "conditionals": Conditionals,
+    "bits_back": BitsBack,
     "denoiser": Denoiser,
     "discriminate": Discriminate,
 }

@@ -29,7 +29,7 @@ from poiesis.runs import Run
 from poiesis.sampling.streaming import StopStrings, TextStream
 from poiesis.spec import Classes, Tokens, from_json
 
-__all__ = ["Trained", "build", "load", "pick_device", "reproduce", "sample"]
+__all__ = ["Trained", "build", "load", "load_exact", "pick_device", "reproduce", "sample"]
 
 Progress = Callable[[int], None]
 
@@ -425,6 +425,32 @@ def _write_table(
     return path
 
 
+def load_exact(
+    run: str | Path,
+    model_hash: str,
+    step: int,
+    *,
+    file: str | Path,
+    weights: Literal["average", "raw"] = "average",
+    device: str = "auto",
+) -> Trained:
+    """Open the run that made `file` with the very weights of a hash; raises RunError."""
+    if not Path(run).exists():
+        raise RunError(f"the run {str(run)!r} of {str(file)!r} is not there; say --run FOLDER")
+    folder = Run.open(run)
+    for checkpoint in (str(step), "best", "latest"):
+        try:
+            found = load(folder.path, checkpoint=checkpoint, weights=weights, device=device)
+        except RunError:
+            continue
+        if found.model_hash == model_hash:
+            return found
+    raise RunError(
+        f"{str(run)!r} no longer holds the model of {str(file)!r} (hash "
+        f"{model_hash[:12]}, step {step}); its training went on or it was replaced"
+    )
+
+
 def reproduce(
     file: str | Path, out: str | Path, *, run: str | Path | None = None, device: str = "auto"
 ) -> Path:
@@ -441,26 +467,9 @@ def reproduce(
         where, model_hash = run or recipe["run"], recipe["model_hash"]
     except (KeyError, TypeError, ValueError):
         raise RunError(f"the recipe in {str(file)!r} is incomplete") from None
-    if not Path(where).exists():
-        raise RunError(f"the run {str(where)!r} of {str(file)!r} is not there; say --run FOLDER")
-    folder = Run.open(where)
-    steps = [str(recipe["step"]), "best", "latest"]
-    trained = None
-    for checkpoint in steps:
-        try:
-            found = load(
-                folder.path, checkpoint=checkpoint, weights=recipe["weights"], device=device
-            )
-        except RunError:
-            continue
-        if found.model_hash == model_hash:
-            trained = found
-            break
-    if trained is None:
-        raise RunError(
-            f"{str(where)!r} no longer holds the model of {str(file)!r} (hash "
-            f"{model_hash[:12]}, step {recipe['step']}); its training went on or it was replaced"
-        )
+    trained = load_exact(
+        where, model_hash, recipe["step"], file=file, weights=recipe["weights"], device=device
+    )
     if recipe.get("threads") != torch.get_num_threads():
         warnings.warn(
             f"made with {recipe.get('threads')} threads, now {torch.get_num_threads()}: the bytes "

@@ -9,12 +9,52 @@ import itertools
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from poiesis.models.autoencoders.vae import log_logistic
-
-__all__ = ["log_mixture", "mixture_mean", "mixture_sample", "values_per_pixel"]
+__all__ = [
+    "bernoulli_cdf",
+    "log_logistic",
+    "log_mixture",
+    "logistic_cdf",
+    "mixture_cdf",
+    "mixture_mean",
+    "mixture_sample",
+    "values_per_pixel",
+]
 
 Parts = tuple[Tensor, Tensor, Tensor, dict[tuple[int, int], Tensor]]
+
+
+def log_logistic(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
+    """Return the log-probability of level x in [-1, 1] under a discretised logistic, elementwise.
+
+    A level owns the bin of half-width 1/(levels - 1) around it, the outer two the tails besides
+    (PixelCNN++, arXiv:1701.05517, eq. 2). log_scale is kept above -7, as there.
+    """
+    inverse = (-log_scale.clamp(min=-7)).exp()
+    half = 1 / (levels - 1)
+    upper = (x - mean + half) * inverse
+    lower = (x - mean - half) * inverse
+    # sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)): no cancellation anywhere.
+    inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + (-torch.expm1(-2 * half * inverse)).log()
+    value = torch.where(x > 1 - half, F.logsigmoid(-lower), inside)
+    return torch.where(x < half - 1, F.logsigmoid(upper), value)
+
+
+def bernoulli_cdf(edges: Tensor, logits: Tensor) -> Tensor:
+    """Return the probability of a bit below an edge, 0…2, where `logits` are those of a 1."""
+    cdf = (-logits).sigmoid().expand(torch.broadcast_shapes(edges.shape, logits.shape))
+    return cdf.masked_fill(edges <= 0, 0.0).masked_fill(edges >= 2, 1.0)
+
+
+def logistic_cdf(edges: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
+    """Return the probability of a level below an edge, 0…levels, under `log_logistic`.
+
+    edges: whole numbers, broadcast against mean and log_scale: 0 gives 0 and `levels` gives 1.
+    """
+    at = (2 * edges - 1).to(mean.dtype) / (levels - 1) - 1
+    cdf = ((at - mean) * (-log_scale.clamp(min=-7)).exp()).sigmoid()
+    return cdf.masked_fill(edges <= 0, 0.0).masked_fill(edges >= levels, 1.0)
 
 
 def values_per_pixel(channels: int, mixtures: int) -> int:
@@ -53,6 +93,32 @@ def log_mixture(x: Tensor, values: Tensor, mixtures: int, levels: int) -> Tensor
             centre = centre + shares[i, j] * x[:, None, j]
         total = total + log_logistic(x[:, None, i], centre, log_scale[:, :, i], levels)
     return total.logsumexp(1)
+
+
+def mixture_cdf(
+    before: Tensor, edges: Tensor, values: Tensor, channels: int, mixtures: int, levels: int
+) -> Tensor:
+    """Return the probability (b, h, w, e) of a level below an edge, given the channels before.
+
+    It is that of channel i under the mixtures that `log_mixture` describes. before: the channels
+    up to i, (b, i, h, w) in [-1, 1]. edges: 0…levels, int64 (b, h, w, e) or (e,).
+    """
+    log_weight, mean, log_scale, shares = _mixture(values, channels, mixtures)
+    i = before.size(1)
+    for n in range(i + 1):
+        centre = mean[:, :, n]
+        for j in range(n):
+            centre = centre + shares[n, j] * before[:, None, j]
+        if n < i:
+            # What the channels before say about the component (Bayes).
+            seen = log_logistic(before[:, None, n], centre, log_scale[:, :, n], levels)
+            log_weight = log_weight + seen
+    weight = log_weight.softmax(1)
+    total = torch.zeros((), device=values.device)
+    for k in range(mixtures):  # one after another: the whole would be large
+        below = logistic_cdf(edges, centre[:, k, ..., None], log_scale[:, k, i, ..., None], levels)
+        total = total + weight[:, k, ..., None] * below
+    return total
 
 
 def mixture_mean(values: Tensor, channels: int, mixtures: int) -> Tensor:

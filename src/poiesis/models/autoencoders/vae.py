@@ -7,6 +7,7 @@ s importance samples, z latent dimensions.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from poiesis.config import check
-from poiesis.errors import ConfigError, SpecError
+from poiesis.errors import CapabilityError, ConfigError, SpecError
+from poiesis.models.autoencoders.mixture import (
+    bernoulli_cdf,
+    log_logistic,
+    log_mixture,
+    logistic_cdf,
+    mixture_cdf,
+    mixture_mean,
+    mixture_sample,
+    values_per_pixel,
+)
 from poiesis.models.autoencoders.networks import (
     Labelled,
     dense,
@@ -37,11 +48,11 @@ from poiesis.models.base import (
     Stage,
     preset,
 )
-from poiesis.models.capabilities import LogProb
+from poiesis.models.capabilities import ChooseLatent, LevelCdf, LogProb
 from poiesis.rng import Noise, generator
 from poiesis.spec import Classes, Grid, Spec, Vector
 
-__all__ = ["VAE", "kl_normal", "log_logistic", "log_normal"]
+__all__ = ["VAE", "kl_normal", "log_normal"]
 
 _ROWS = 4096  # decoder rows at a time in log_prob: bounds its memory
 
@@ -76,6 +87,8 @@ class VAE(GenerativeModel):
         likelihood: Literal["bernoulli", "gaussian", "logistic"] = "bernoulli"
         """p(x|z): bernoulli for bits (gray levels count as probabilities), gaussian with learned
         spread for real values, logistic (discretised) for levels."""
+        mixtures: int = 1
+        """Logistics per pixel, mixed with learned weights (likelihood logistic)."""
         dynamic: bool = False
         """Draw gray levels as bits anew whenever they are seen (bernoulli)."""
         beta: float = 1.0
@@ -104,6 +117,12 @@ class VAE(GenerativeModel):
                 check("widths", width, low=1, high=8192)
             check("blocks", self.blocks, low=0, high=64)
             check("latent_dim", self.latent_dim, low=1, high=65536)
+            check("mixtures", self.mixtures, low=1, high=1000)
+            if self.mixtures > 1 and self.likelihood != "logistic":
+                raise ConfigError(
+                    f"mixtures = {self.mixtures} needs likelihood logistic, "
+                    f"not {self.likelihood!r}; set it to 1"
+                )
             if self.dynamic and self.likelihood != "bernoulli":
                 raise ConfigError(
                     f"dynamic = True makes bits, which likelihood {self.likelihood!r} is not for; "
@@ -172,6 +191,16 @@ class VAE(GenerativeModel):
 
     @preset
     @classmethod
+    def compress(cls, spec: Spec) -> Any:
+        """For lossless compression: residual convolutions and mixtures of logistics over levels."""
+        if not isinstance(spec, Grid):
+            raise SpecError(f"preset compress is for the levels of images, not {spec}; use default")
+        return cls.Config(
+            widths=level_widths(spec), likelihood="logistic", mixtures=5, weight_decay=0.1
+        )
+
+    @preset
+    @classmethod
     def tutorial(cls, spec: Spec) -> Any:
         """The convolutional VAE of TensorFlow's tutorial: 69,989 parameters at 28 px."""
         return cls.Config(
@@ -214,7 +243,10 @@ class VAE(GenerativeModel):
             raise ConfigError("conditional = True needs data with classes; set it to False")
         super().__init__(config, spec, condition if config.conditional else None)
         builder = {"residual": residual, "conv": plain, "mlp": dense}[config.network]
-        k = 2 if config.likelihood == "logistic" else 1
+        k = 1
+        if config.likelihood == "logistic":
+            # As many values per channel as the mixture needs, rounded up.
+            k = 2 if config.mixtures == 1 else -(-self._values() // spec.shape[0])
         encoder, decoder = builder(config, spec, 2, k)
         classes = self.condition.count if self.condition else 0
         self.encoder = Labelled(encoder, classes)
@@ -290,10 +322,17 @@ class VAE(GenerativeModel):
             value = -F.binary_cross_entropy_with_logits(output, x, reduction="none")
         elif self.config.likelihood == "gaussian":
             value = log_normal(x, output, self._log_sigma())
+        elif self.config.mixtures > 1:
+            output = output[:, : self._values()]
+            value = log_mixture(x, output, self.config.mixtures, self.spec.levels)
         else:
             mean, log_scale = output.chunk(2, dim=1)
             value = log_logistic(x, mean, log_scale, self.spec.levels)
         return value.flatten(1).sum(1)
+
+    def _values(self) -> int:
+        """Return how many of the decoder's values per pixel describe the mixture."""
+        return values_per_pixel(self.spec.shape[0], self.config.mixtures)
 
     def _log_sigma(self) -> Tensor:
         # In tenths, as Adam moves every parameter alike and this one has the longest way to go.
@@ -303,6 +342,9 @@ class VAE(GenerativeModel):
     def _mean(self, output: Tensor) -> Tensor:
         if self.config.likelihood == "bernoulli":
             return output.float().sigmoid()
+        if self.config.mixtures > 1:
+            values = output.float()[:, : self._values()]
+            return mixture_mean(values, self.spec.shape[0], self.config.mixtures)
         mean = output.float()[:, : self.spec.shape[0]]
         return mean.clamp(-1, 1) if _is_image(self.spec) else mean
 
@@ -314,6 +356,10 @@ class VAE(GenerativeModel):
         if self.config.likelihood == "gaussian":
             x = output + self._log_sigma().exp() * noise.randn(*shape)
             return x.clamp(-1, 1) if _is_image(self.spec) else x
+        if self.config.mixtures > 1:
+            values, choice = output[:, : self._values()], noise.rand(1, *shape[1:])
+            u = noise.rand(*shape)
+            return mixture_sample(values, self.config.mixtures, self.spec.levels, choice, u)
         mean, log_scale = output.chunk(2, dim=1)
         u = noise.rand(*shape).clamp(1e-5, 1 - 1e-5)
         x = (mean + log_scale.exp() * (u.log() - (-u).log1p())).clamp(-1, 1)
@@ -389,6 +435,45 @@ class VAE(GenerativeModel):
             detail=detail,
         )
 
+    @torch.no_grad()
+    def bits_back(
+        self,
+        rows: int,
+        choose: ChooseLatent,
+        x: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> LevelCdf:
+        """Take the latent from `choose`; return the probabilities of the levels given it.
+
+        Raises CapabilityError for a likelihood that gives levels no probabilities.
+        """
+        bits = self.config.likelihood == "bernoulli" and getattr(self.spec, "levels", 0) == 2
+        if not isinstance(self.spec, Grid) or not (bits or self.config.likelihood == "logistic"):
+            raise CapabilityError(
+                f"this VAE's likelihood {self.config.likelihood!r} gives no probabilities of "
+                f"{self.spec}; train one with --model.likelihood logistic (--preset compress)"
+            )
+        condition = self._classes(condition)
+        zero = torch.zeros(rows, self.config.latent_dim, device=self.device)
+        posterior = None
+        if x is not None:
+            mean, log_variance = self._posterior(x, condition)
+            posterior = (mean, 0.5 * log_variance)
+        z = choose((zero, zero), posterior)
+        output = functools.cache(lambda: self.decoder(z, condition).float())
+        return lambda before, edges: self._cdf(output(), before, edges)
+
+    def _cdf(self, output: Tensor, before: Tensor, edges: Tensor) -> Tensor:
+        i, levels = before.size(1), self.spec.levels
+        if self.config.likelihood == "bernoulli":
+            return bernoulli_cdf(edges, output[:, i, ..., None])
+        if self.config.mixtures > 1:
+            values = output[:, : self._values()]
+            c = self.spec.shape[0]
+            return mixture_cdf(before, edges, values, c, self.config.mixtures, levels)
+        mean, log_scale = output.chunk(2, dim=1)
+        return logistic_cdf(edges, mean[:, i, ..., None], log_scale[:, i, ..., None], levels)
+
     def _classes(self, condition: Tensor | None) -> Tensor | None:
         if self.condition is None:
             return None
@@ -409,22 +494,6 @@ def kl_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
 def log_normal(x: Tensor, mean: Tensor, log_sigma: Tensor) -> Tensor:
     """Return the log-density of a normal at x, elementwise, in nats."""
     return -0.5 * ((x - mean) * (-log_sigma).exp()).square() - log_sigma - 0.5 * math.log(math.tau)
-
-
-def log_logistic(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
-    """Return the log-probability of level x in [-1, 1] under a discretised logistic, elementwise.
-
-    A level owns the bin of half-width 1/(levels - 1) around it, the outer two the tails besides
-    (PixelCNN++, arXiv:1701.05517, eq. 2). log_scale is kept above -7, as there.
-    """
-    inverse = (-log_scale.clamp(min=-7)).exp()
-    half = 1 / (levels - 1)
-    upper = (x - mean + half) * inverse
-    lower = (x - mean - half) * inverse
-    # sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)): no cancellation anywhere.
-    inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + (-torch.expm1(-2 * half * inverse)).log()
-    value = torch.where(x > 1 - half, F.logsigmoid(-lower), inside)
-    return torch.where(x < half - 1, F.logsigmoid(upper), value)
 
 
 def _likelihood(spec: Spec) -> Literal["bernoulli", "gaussian", "logistic"]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from poiesis.config import check
-from poiesis.errors import ConfigError, SpecError
+from poiesis.errors import CapabilityError, ConfigError, SpecError
 from poiesis.models.autoencoders.hierarchy import (
     Decoder,
     Encoder,
@@ -29,7 +29,9 @@ from poiesis.models.autoencoders.hierarchy import (
     reparameterised,
 )
 from poiesis.models.autoencoders.mixture import (
+    bernoulli_cdf,
     log_mixture,
+    mixture_cdf,
     mixture_mean,
     mixture_sample,
     values_per_pixel,
@@ -45,7 +47,7 @@ from poiesis.models.base import (
     Stage,
     preset,
 )
-from poiesis.models.capabilities import LogProb
+from poiesis.models.capabilities import ChooseLatent, LevelCdf, LogProb
 from poiesis.rng import Noise, generator
 from poiesis.spec import Classes, Grid, Spec
 
@@ -429,6 +431,39 @@ class VDVAE(GenerativeModel):
         rows = None if condition is None else condition.repeat_interleave(s)
         output = self.decoder(b * s, rows, choose)
         return (self._log_likelihood(x.repeat_interleave(s, 0), output) + ratio).reshape(b, s)
+
+    @torch.no_grad()
+    def bits_back(
+        self,
+        rows: int,
+        choose: ChooseLatent,
+        x: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> LevelCdf:
+        """Take the blocks' latent maps from `choose`; return the probabilities of the levels.
+
+        Raises CapabilityError for gray levels learned as bits.
+        """
+        bits = self.config.likelihood == "bernoulli"
+        if bits and self.spec.levels > 2:
+            raise CapabilityError(
+                f"this VDVAE's likelihood 'bernoulli' gives no probabilities of {self.spec}; train "
+                "one with --model.likelihood logistic --model.dynamic false"
+            )
+        maps = None if x is None else self.encoder(self._centred(x))
+
+        def chosen(index: int, block: TopDown, h: Tensor, prior: Gaussian) -> Tensor:
+            return choose(prior, None if maps is None else block.q(h, maps[block.level]))
+
+        output = self._cropped(self.decoder(rows, self._classes(condition), chosen))
+        c, m, levels = self.spec.channels, self.config.mixtures, self.spec.levels
+
+        def cdf(before: Tensor, edges: Tensor) -> Tensor:
+            if bits:
+                return bernoulli_cdf(edges, output[:, before.size(1), ..., None])
+            return mixture_cdf(before, edges, output, c, m, levels)
+
+        return cdf
 
     def _rows(self, condition: Tensor | None) -> Tensor | None:
         return condition if self.condition is not None else None

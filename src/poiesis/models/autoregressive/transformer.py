@@ -27,7 +27,7 @@ from poiesis.models.capabilities import LogProb
 from poiesis.nn.attention import Block, Cache, rms_norm, rotary_table
 from poiesis.nn.dropout import dropout
 from poiesis.rng import Noise
-from poiesis.sampling.decoding import Decoding, autoregress, prompt_lists
+from poiesis.sampling.decoding import Decoding, Feed, autoregress, prompt_lists
 from poiesis.spec import Classes, Grid, Spec, Tokens
 
 __all__ = ["Transformer"]
@@ -385,6 +385,10 @@ class Transformer(GenerativeModel):
     def conditionals(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return log p of each possible token given those before it, (b, T, v)."""
         return self(x, condition).log_softmax(-1)
+
+    def feeder(self, condition: Tensor | None = None) -> Feed:
+        """Return what takes new tokens (b, t) and gives the logits (b, v) of the next one."""
+        return Session(self, condition, cached=True).feed
 
     # -- sampling ------------------------------------------------------------------------------
 
