@@ -332,18 +332,18 @@ def run(args: list[str]) -> int:
 def _run(name: str, parsed: Any) -> int:
     import torch
 
-    from poiesis.apply.latent import SUFFIXES, check_path, latent
+    from poiesis.apply import latent as room
     from poiesis.runs import Run
 
-    endings = {"map": (".html",), "direction": (*SUFFIXES, ".npz")}.get(name, SUFFIXES)
+    endings = {"map": (".html",), "direction": (*room.SUFFIXES, ".npz")}.get(name, room.SUFFIXES)
     usual = {"map": ".html", "walk": ".gif"}.get(name, ".png")
     out = None if parsed.out is None else Path(parsed.out)
     if out is not None:
-        check_path(out, endings)
+        room.check_path(out, endings)
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
     with stdout_for_json(parsed.json), progress(parsed.quiet) as advance:
-        space = latent(
+        space = room.latent(
             parsed.run,
             parsed.input,
             split=parsed.split,
@@ -356,7 +356,7 @@ def _run(name: str, parsed: Any) -> int:
         )
         if out is None:
             out = Run.open(parsed.run).path / "latent" / f"{name}{usual}"
-        numbers = _RUNNERS[name](space, parsed, out)
+        numbers = _RUNNERS[name](room, space, parsed, out)
     if parsed.json:
         print_json({"mode": name, **numbers, "path": str(out)})
         return 0
@@ -385,33 +385,27 @@ def _steps(parsed: Any, out: Path, still: int, moving: int) -> int:
     return still if out.suffix in (".png", ".npz") else moving
 
 
-def _interpolate(space: Any, parsed: Any, out: Path) -> dict[str, Any]:
-    from poiesis.apply.latent import interpolate, write
-
+def _interpolate(room: Any, space: Any, parsed: Any, out: Path) -> dict[str, Any]:
     steps = _steps(parsed, out, 10, 40)
-    shown = interpolate(space, parsed.points, steps=steps, way=parsed.way, seed=parsed.seed)
-    write(shown, out, fps=parsed.fps)
+    shown = room.interpolate(space, parsed.points, steps=steps, way=parsed.way, seed=parsed.seed)
+    room.write(shown, out, fps=parsed.fps)
     return {"points": shown.title.removeprefix("From "), "pictures": len(shown.columns)}
 
 
-def _walk(space: Any, parsed: Any, out: Path) -> dict[str, Any]:
-    from poiesis.apply.latent import random_walk, write
-
+def _walk(room: Any, space: Any, parsed: Any, out: Path) -> dict[str, Any]:
     steps = _steps(parsed, out, 24, 120)
-    shown = random_walk(
+    shown = room.random_walk(
         space, parsed.points, steps=steps, step_size=parsed.step_size, seed=parsed.seed
     )
-    write(shown, out, fps=parsed.fps)
+    room.write(shown, out, fps=parsed.fps)
     return {"starts": shown.rows, "pictures": len(shown.columns)}
 
 
-def _direction(space: Any, parsed: Any, out: Path) -> dict[str, Any]:
-    from poiesis.apply.latent import direction, write
-
+def _direction(room: Any, space: Any, parsed: Any, out: Path) -> dict[str, Any]:
     if not parsed.positive:
         example = MODES["direction"].examples[0]
         raise ConfigError(f"direction needs --positive, the classes to move to; e.g. {example}")
-    found = direction(
+    found = room.direction(
         space,
         parsed.positive,
         parsed.negative,
@@ -424,7 +418,7 @@ def _direction(space: Any, parsed: Any, out: Path) -> dict[str, Any]:
     if out.suffix == ".npz":
         found.save(out)
     else:
-        write(found.shown, out, fps=parsed.fps)
+        room.write(found.shown, out, fps=parsed.fps)
     return {
         "with": found.counts[0],
         "without": found.counts[1],
@@ -434,24 +428,22 @@ def _direction(space: Any, parsed: Any, out: Path) -> dict[str, Any]:
     }
 
 
-def _arithmetic(space: Any, parsed: Any, out: Path) -> dict[str, Any]:
-    from poiesis.apply.latent import arithmetic, write
-
+def _arithmetic(room: Any, space: Any, parsed: Any, out: Path) -> dict[str, Any]:
     if len(parsed.points) != 3:
         example = MODES["arithmetic"].examples[0]
         raise ConfigError(
             f"arithmetic takes three points, not {len(parsed.points)}; e.g. {example}"
         )
-    found = arithmetic(space, *parsed.points, k=parsed.k, metric=parsed.metric)
-    write(found.shown, out, fps=parsed.fps)
+    found = room.arithmetic(space, *parsed.points, k=parsed.k, metric=parsed.metric)
+    room.write(found.shown, out, fps=parsed.fps)
     return {"nearest": _by_point([found.shown.title], found)}
 
 
-def _neighbours(space: Any, parsed: Any, out: Path) -> dict[str, Any]:
-    from poiesis.apply.latent import neighbours, write
-
-    found = neighbours(space, parsed.points, k=parsed.k, metric=parsed.metric, seed=parsed.seed)
-    write(found.shown, out, fps=parsed.fps)
+def _neighbours(room: Any, space: Any, parsed: Any, out: Path) -> dict[str, Any]:
+    found = room.neighbours(
+        space, parsed.points, k=parsed.k, metric=parsed.metric, seed=parsed.seed
+    )
+    room.write(found.shown, out, fps=parsed.fps)
     return {"nearest": _by_point(found.shown.rows, found)}
 
 
@@ -461,22 +453,18 @@ def _by_point(points: list[str], found: Any) -> dict[str, dict[str, float]]:
     return {point: dict(zip(names, far, strict=True)) for point, names, far in rows}
 
 
-def _map(space: Any, parsed: Any, out: Path) -> dict[str, Any]:
-    from poiesis.apply.latent import latent_map
-
-    found = latent_map(space, method=parsed.method, out=out, seed=parsed.seed)
+def _map(room: Any, space: Any, parsed: Any, out: Path) -> dict[str, Any]:
+    found = room.latent_map(space, method=parsed.method, out=out, seed=parsed.seed)
     numbers: dict[str, Any] = {"samples": len(found.xy)}
     if any(found.axes):
         numbers["axes"] = list(found.axes)
     return {**numbers, "trustworthiness": found.trustworthiness}
 
 
-def _traverse(space: Any, parsed: Any, out: Path) -> dict[str, Any]:
-    from poiesis.apply.latent import traversal, write
-
+def _traverse(room: Any, space: Any, parsed: Any, out: Path) -> dict[str, Any]:
     if len(parsed.points) > 1:
         raise ConfigError(f"traverse moves one point, not {len(parsed.points)}")
-    found = traversal(
+    found = room.traversal(
         space,
         *parsed.points,
         axes=parsed.axes,
@@ -485,7 +473,7 @@ def _traverse(space: Any, parsed: Any, out: Path) -> dict[str, Any]:
         steps=_steps(parsed, out, 9, 41),
         seed=parsed.seed,
     )
-    write(found.shown, out, fps=parsed.fps)
+    room.write(found.shown, out, fps=parsed.fps)
     return {
         "dimensions": space.codes.z.shape[1],
         "active_units": found.active,
