@@ -8,8 +8,9 @@ A model is trained on one class's training images less the validation part, whic
 images of the test part are judged. `poiesis.detect` fits every score and baseline to the same
 images. The table shows the area under the ROC curve and its mean over the classes. No label of an
 anomaly is used but for this, and which score decides (combined) is fixed in
-`poiesis.apply.detect.scores`. It was settled on digits 2 and 8 and on pullovers and shirts; the
-other sixteen classes had no say. A class that is done is not done again.
+`poiesis.apply.detect.scores`. What it is made of was settled on digits 2 and 8 and on pullovers and
+shirts; of the other classes nothing was looked at before but the features score, which needs no
+model. A class that is done is not done again.
 """
 
 from __future__ import annotations
