@@ -57,6 +57,8 @@ def test_tutorial_has_the_parameters_of_tensorflows_tutorial():
     [
         (GRAY, "default"),
         (GRAY, "tutorial"),
+        (GRAY, "compress"),
+        (Grid(channels=3, size=(17, 17)), "compress"),
         (Grid(channels=3, size=(17, 17)), "residual"),
         (Grid(channels=3, size=(17, 17)), "tutorial"),
         (Grid(channels=4, size=(20, 33)), "residual"),
@@ -305,6 +307,8 @@ def test_it_runs_under_bf16_autocast():
         ({"network": "residual"}, Vector(features=3), SpecError, "use mlp"),
         ({"likelihood": "logistic"}, Vector(features=3), SpecError, "use gaussian"),
         ({"likelihood": "bernoulli"}, Vector(features=3), SpecError, "use gaussian"),
+        ({"preset": "compress"}, Vector(features=3), SpecError, "levels of images"),
+        ({"mixtures": 3}, GRAY, ConfigError, "needs likelihood logistic, not 'bernoulli'"),
         ({"latent_dim": 0}, GRAY, ConfigError, "latent_dim = 0"),
         ({"beta": -1.0}, GRAY, ConfigError, "beta = -1"),
         ({"widths": ()}, GRAY, ConfigError, "widths"),

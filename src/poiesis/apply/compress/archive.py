@@ -260,7 +260,10 @@ def _undecoded(file: Path, machine: dict[str, Any], error: Exception) -> DataErr
             f"{file}: was made with {', '.join(other)}, whose arithmetic differs in the last "
             "bits, so it can't be decoded here; decompress it where it was made"
         )
-    return DataError(f"{file}: is damaged ({error}); fetch it again")
+    return DataError(
+        f"{file}: decodes to something else than was encoded ({error}), though versions and "
+        "processor are those it notes; decompress it where it was made"
+    )
 
 
 # -- files -----------------------------------------------------------------------------------------

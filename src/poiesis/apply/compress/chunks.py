@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from poiesis import registry
 from poiesis.apply.compress.autoregressive import AutoregressiveCoder
 from poiesis.apply.compress.container import Chunk, Method
 from poiesis.apply.compress.lossless import BitsBackCoder
 from poiesis.apply.compress.lossy import LatentCoder, flat, parts, step_size, unflat
 from poiesis.apply.inputs import Inputs, Progress, in_batches
-from poiesis.errors import DataError
+from poiesis.errors import CapabilityError, DataError
 from poiesis.models.capabilities import of, require
 from poiesis.models.trained import Trained
 
@@ -92,7 +93,11 @@ class Lossless:
         coders = {"bits_back": BitsBackCoder, "conditionals": AutoregressiveCoder}
         found = [coder for name, coder in coders.items() if name in able]
         if not found:
-            require(trained.model, "bits_back")
+            every = [name for name in registry.names() if set(coders) & set(_able(name))]
+            raise CapabilityError(
+                f"this {trained.name} gives levels no probabilities, which lossless coding needs; "
+                f"models that do: {', '.join(every)}; or compress with --quality"
+            )
         self.coder = found[0](trained.model, trained.view, batch_size)
         self.shape = trained.data_spec.shape
         self.labels = labels
@@ -123,6 +128,10 @@ class Lossless:
 
     def _part(self, start: int, n: int) -> Tensor | None:
         return None if self.labels is None else self.labels[start : start + n]
+
+
+def _able(name: str) -> list[str]:
+    return of(registry.model_class(name))
 
 
 class Lossy:
