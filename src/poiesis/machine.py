@@ -16,10 +16,10 @@ __all__ = ["choose_waiting", "keep_memory"]
 def choose_waiting() -> None:
     """Say how OpenMP's threads wait; must come before torch loads OpenMP, which reads it once.
 
-    On a machine where nothing else runs they spin for half a millisecond before they sleep: a step
-    of a small VAE takes 4.5 ms, 7.5 ms if they sleep at once. But where one other process wants
-    their core, spinning costs 17 ms against 7 ms, and for as long as OpenMP does unasked, 138 ms
-    (two cores, medians of 60 steps). A policy that the user has set stays.
+    On a machine where nothing else runs they spin for half a millisecond before they sleep: one
+    pass forwards and back through a small VAE takes 4.5 ms, 7.5 ms if they sleep at once. But where
+    another process wants one of the cores, spinning makes it 17 ms against 7 ms, and spinning for as
+    long as OpenMP does unasked 138 ms (two cores, means of 60 to 200). What the user has set stays.
     """
     if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
         return
@@ -42,8 +42,9 @@ def _idle() -> bool:
 def keep_memory() -> None:
     """Let glibc keep freed memory for the next step instead of giving it back to the kernel.
 
-    A training step frees and takes the same blocks again; clearing their pages anew took a third
-    of the step of a small VAE. Blocks of 32 MiB and more still go back, as without this.
+    A training step frees and takes the same blocks again, and the kernel clears their pages anew:
+    in a loop of nothing else a third of a small VAE's time, in its whole training between a fifth
+    and nothing, by how its memory happens to lie. Blocks of 32 MiB and more still go back.
     """
     if not sys.platform.startswith("linux"):
         return
