@@ -18,7 +18,7 @@ def choose_waiting() -> None:
 
     On a machine where nothing else runs they spin for half a millisecond before they sleep: one
     pass forwards and back through a small VAE takes 4.5 ms, 7.5 ms if they sleep at once. But where
-    another process wants one of the cores, spinning makes it 17 ms against 7 ms, and spinning for as
+    another process wants one of the cores, spinning makes it 17 ms against 7 ms, spinning for as
     long as OpenMP does unasked 138 ms (two cores, means of 60 to 200). What the user has set stays.
     """
     if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
