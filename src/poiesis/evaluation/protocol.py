@@ -1,9 +1,10 @@
 """Judging a run: which numbers, on which samples, against which real data.
 
 Images: FID, KID, Inception Score, precision, recall, density and coverage of generated against
-real ones. Vectors and audio: Fréchet distance, precision, recall, density and coverage; of toys also
-how they lie about the true modes or curves. Text: repetition and novelty. Models with a likelihood: nats and bits per dimension or character on
-held-out data. All: sampling speed. Every number has a passport.
+real ones. Vectors and audio: Fréchet distance, precision, recall, density and coverage; of toys
+how they lie about the true modes or curves, too. Text: repetition and novelty. Models with a
+likelihood: nats and bits per dimension or character on held-out data. All: sampling speed. Every
+number has a passport.
 """
 
 from __future__ import annotations

@@ -21,9 +21,9 @@ def evaluate_toy(
 ) -> list[Number]:
     """Return what native rows (n, 2) make of a toy's modes or curves, in the toy's own units.
 
-    Of modes: how many are covered, the share of high-quality rows, the divergence of their share-out
-    from all alike. Of curves: the mean distance, and that share. What true rows would score is in
-    the passport, as `true`.
+    Of modes: how many are covered, the share of high-quality rows, the divergence of the rows'
+    modes from all alike. Of curves: that share, and the mean distance. What true rows would score
+    is in the passport, as `true`.
     """
     x = codec.decode(generated)
 

@@ -48,7 +48,11 @@ class ModeCount:
 
 
 def count_modes(
-    samples: ArrayLike | Tensor, centres: ArrayLike | Tensor, sigma: float, *, within: float = WITHIN
+    samples: ArrayLike | Tensor,
+    centres: ArrayLike | Tensor,
+    sigma: float,
+    *,
+    within: float = WITHIN,
 ) -> ModeCount:
     """Count samples (n, d) by their nearest of the centres (k, d) of round Gaussian modes.
 

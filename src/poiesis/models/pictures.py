@@ -1,4 +1,4 @@
-"""Pictures of samples: what the codec draws, and for two features what the model makes of the plane.
+"""Pictures of samples: what the codec draws, for two features with what the model sees.
 
 Used for the grids of training, of `sample` and of reports, so that all of them look alike.
 """
@@ -92,7 +92,9 @@ def _over_classes(
             x = x.to(model.device)
             count = 1 if model.condition is None else model.condition.count
             each = [
-                function(x, None if model.condition is None else torch.full((len(x),), c).to(x.device))
+                function(
+                    x, None if model.condition is None else torch.full((len(x),), c).to(x.device)
+                )
                 for c in range(count)
             ]
             out.append(reduce(torch.stack([v.double() for v in each])).cpu())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,9 @@ from PIL import Image
 
 __all__ = ["Field", "plane"]
 
-_SIDE = 3.5
-"""Inches of a panel."""
-_INK, _POINTS, _DATA = "#3a4552", "#d9480f", "#3b82c4"
+_SIDE, _LEFT, _BOTTOM, _TOP, _GAP, _SCALE = 3.4, 0.55, 0.45, 0.3, 0.2, 0.6
+"""Inches: of a panel, beside, below, above and between them, and of a map's scale."""
+_INK, _POINTS, _DATA = "#3a4552", "#d9480f", "#7fb2e0"
 _RESOLUTION = 128
 """Values of a field along each axis."""
 _CONTOURS = 9
@@ -50,34 +50,32 @@ def plane(
 
     limits = _square(limits)
     clipped = np.stack([np.clip(points[:, k], *limits[k]) for k in (0, 1)])
-    panels = 1 + len(fields)
-    # A map needs room for its scale.
-    figure = Figure(
-        figsize=(_SIDE + 0.2 + (_SIDE + 0.75) * len(fields), _SIDE + 0.35),
-        dpi=100,
-        layout="constrained",
-    )
-    ratios = [_SIDE + 0.2] + [_SIDE + 0.75] * len(fields)
-    axes = figure.subplots(1, panels, squeeze=False, width_ratios=ratios)[0]
-    first, *others = axes
+    width = _LEFT + _SIDE + (_GAP + _SIDE + _SCALE) * len(fields) + (0 if fields else _GAP)
+    height = _BOTTOM + _SIDE + _TOP
+    figure = Figure(figsize=(width, height), dpi=100)
+
+    def panel(left: float, wide: float = _SIDE) -> Any:
+        return figure.add_axes((left / width, _BOTTOM / height, wide / width, _SIDE / height))
+
+    first = panel(_LEFT)
     if behind is not None:
         # Large and pale: the data glow around points that hit them.
         x, y = (np.clip(behind[:, k], *limits[k]) for k in (0, 1))
-        alpha = float(np.clip(40 / len(behind), 0.04, 0.5))
-        first.scatter(x, y, s=70, color=_DATA, alpha=alpha, linewidths=0)
-    first.scatter(*clipped, s=_dot(points), color=_POINTS, alpha=0.75, linewidths=0)
-    first.set_title(names[0] if behind is None else " ", fontsize=9, color=_INK, loc="left")
-    if behind is not None:
-        parts = ((names[0], _POINTS, 0.0), (f"over {names[1]}", _DATA, 0.025 * len(names[0]) + 0.03))
-        for text, colour, at in parts:
-            first.text(at, 1.025, text, color=colour, fontsize=9, transform=first.transAxes)
-    for place, field in zip(others, fields, strict=True):
-        _map(figure, place, field, limits)
-        place.scatter(*clipped, s=3, color=_POINTS, alpha=0.6, linewidths=0)
-        place.set_yticklabels([])
-    for place in axes:
-        _frame(place, limits, columns[0])
+        alpha = float(np.clip(60 / len(behind), 0.03, 0.5))
+        first.scatter(x, y, s=60, color=_DATA, alpha=alpha, linewidths=0, zorder=1)
+        first.set_title(f"over {names[1]}", fontsize=9, color=_DATA, loc="right")
+    first.scatter(*clipped, s=_dot(points), color=_POINTS, alpha=0.8, linewidths=0, zorder=2)
+    first.set_title(names[0], fontsize=9, color=_POINTS, loc="left")
+    _frame(first, limits, columns[0])
     first.set_ylabel(columns[1][:24], fontsize=8, color=_INK)
+    left = _LEFT + _SIDE + _GAP
+    for field in fields:
+        place = panel(left)
+        _map(place, panel(left + _SIDE + 0.08, 0.1), field, limits)
+        place.scatter(*clipped, s=2, color=_POINTS, alpha=0.55, linewidths=0)
+        _frame(place, limits, columns[0])
+        place.set_yticklabels([])
+        left += _SIDE + _SCALE + _GAP
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
@@ -96,14 +94,15 @@ def _square(limits: tuple[tuple[float, float], tuple[float, float]]) -> Any:
     return tuple((m - max(spans) / 2, m + max(spans) / 2) for m in middle)
 
 
-def _map(figure: Any, place: Any, field: Field, limits: Any) -> None:
-    """Draw a field in colour with contours and a scale."""
+def _map(place: Any, scale: Any, field: Field, limits: Any) -> None:
+    """Draw a field in colour with contours, and its scale."""
     ticks = [np.linspace(low, high, _RESOLUTION) for low, high in limits]
     x, y = np.meshgrid(*ticks)
     z = field.values(np.stack([x.ravel(), y.ravel()], 1)).reshape(x.shape).astype(float)
     finite = z[np.isfinite(z)]
     if not finite.size:
         place.set_title(f"{field.title}: not finite", fontsize=9, color=_INK, loc="left")
+        scale.set_visible(False)
         return
     if field.depth is None:
         low, high = np.quantile(finite, [0.02, 0.98])
@@ -113,11 +112,10 @@ def _map(figure: Any, place: Any, field: Field, limits: Any) -> None:
         low, high = low - 0.5, high + 0.5
     z = np.nan_to_num(z, nan=low, posinf=high, neginf=low).clip(low, high)
     levels = np.linspace(low, high, _CONTOURS)
-    extent = (*limits[0], *limits[1])
     shown = place.imshow(
         z,
         origin="lower",
-        extent=extent,
+        extent=(*limits[0], *limits[1]),
         aspect="auto",
         cmap="Blues",
         # Paper at the low end; the darkest blue would hide contours.
@@ -126,18 +124,17 @@ def _map(figure: Any, place: Any, field: Field, limits: Any) -> None:
         interpolation="bilinear",
     )
     place.contour(x, y, z, levels=levels[1:-1], colors=_INK, linewidths=0.4, alpha=0.35)
-    scale = figure.colorbar(shown, ax=place, fraction=0.046, pad=0.02, boundaries=None)
-    scale.ax.set_ylim(low, high)
-    scale.outline.set_visible(False)
-    scale.ax.tick_params(labelsize=7, length=0, colors=_INK)
-    scale.set_label(field.unit, fontsize=8, color=_INK)
+    bar = place.figure.colorbar(shown, cax=scale)
+    bar.outline.set_visible(False)
+    bar.set_label(field.unit, fontsize=8, color=_INK)
+    scale.set_ylim(low, high)
+    scale.tick_params(labelsize=7, length=0, colors=_INK)
     place.set_title(field.title, fontsize=9, color=_INK, loc="left")
 
 
 def _frame(place: Any, limits: Any, name: str) -> None:
     place.set_xlim(*limits[0])
     place.set_ylim(*limits[1])
-    place.set_box_aspect(1)
     place.tick_params(labelsize=7, length=2, colors=_INK)
     place.set_xlabel(name[:24], fontsize=8, color=_INK)
     for spine in place.spines.values():

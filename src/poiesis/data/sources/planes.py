@@ -1,7 +1,8 @@
-"""The toys of `poiesis.data.toys` as data sets: made up when they are opened, the same each time."""
+"""The toys of `poiesis.data.toys` as data sets: made up when opened, the same each time."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -15,7 +16,7 @@ from poiesis.data.sources.tables import fingerprint, standardised
 from poiesis.data.toys import TOYS, Toy
 from poiesis.errors import ConfigError
 
-__all__ = ["ORIGIN", "open_toy", "toy_of"]
+__all__ = ["OPENERS", "ORIGIN", "open_toy", "toy_of"]
 
 ORIGIN = "made up by poiesis"
 """What such a set notes in place of a path; a file may be called ring.csv."""
@@ -50,4 +51,6 @@ def toy_of(data: DataSet) -> Toy | None:
     return TOYS.get(data.name) if data.notes.get("origin") == ORIGIN else None
 
 
-OPENERS = {name: partial(open_toy, name) for name in TOYS}
+OPENERS: dict[str, Callable[[DataConfig], DataSet]] = {
+    name: partial(open_toy, name) for name in TOYS
+}
