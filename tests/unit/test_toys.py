@@ -145,6 +145,7 @@ def test_counts_of_samples_made_by_hand():
     x = [[0, 0], [0.1, 0], [10, 0.299], [10, 0.301]]
     found = count_modes(np.array(x), CENTRES, 0.1)
     assert found.counts.tolist() == [2, 1, 0, 0] and found.covered == 2
+    assert found.nearest.tolist() == [2, 2, 0, 0]
     assert found.high_quality.value == 0.75
     # Nearest modes: half and half, of four: log 4 - log 2.
     assert found.kl.value == pytest.approx(math.log(2))

@@ -33,11 +33,13 @@ _ROWS = 1024
 class ModeCount:
     """How samples are shared out among modes.
 
-    counts: high-quality samples of each mode, int64 (k,). high_quality: their share of all samples,
-    in [0, 1]. kl: divergence, in nats, of the nearest modes of all samples from all modes alike.
+    counts: high-quality samples of each mode, int64 (k,). nearest: samples, of any quality, that
+    are nearest to each mode, int64 (k,). high_quality: share of high-quality samples, in [0, 1].
+    kl: divergence, in nats, of the nearest modes from all modes alike.
     """
 
     counts: np.ndarray
+    nearest: np.ndarray
     high_quality: Estimate
     kl: Estimate
 
@@ -67,9 +69,11 @@ def count_modes(
         raise DataError(f"samples of {x.shape[1]} dimensions but modes of {c.shape[1]}")
     squares, nearest = squared_distances(x, c).min(1)
     good = squares <= (within * sigma) ** 2
-    share = torch.bincount(nearest, minlength=len(c)).double() / len(x)
+    members = torch.bincount(nearest, minlength=len(c))
+    share = members.double() / len(x)
     return ModeCount(
         counts=torch.bincount(nearest[good], minlength=len(c)).numpy(),
+        nearest=members.numpy(),
         high_quality=mean_estimate(good.double(), low=0, high=1),
         # The mean over the samples of log(share of their mode / (1 / k)).
         kl=mean_estimate((share[nearest] * len(c)).log(), low=0, high=math.log(len(c))),
