@@ -52,7 +52,7 @@ class Case:
 
 
 NO_OFFSET = {
-    "test_gradients_reach_every_parameter": "only differences of logits count: their bias can't learn"
+    "test_gradients_reach_every_parameter": "only differences of logits count, not their bias"
 }
 """For adversarial losses that are the same for all biases of the discriminator's logit."""
 
