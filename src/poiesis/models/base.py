@@ -154,6 +154,8 @@ class GenerativeModel(nn.Module):
     Sampling: ClassVar[type]
     fp32_sampling: ClassVar[bool] = False
     """Sample in float32 even where bf16 is in hardware (where low precision brings nothing)."""
+    mixes_classes: ClassVar[bool] = False
+    """Instead of classes (b,), a condition may be weights of the classes, float (b, k)."""
 
     config: Any
     spec: Any

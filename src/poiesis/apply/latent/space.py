@@ -1,7 +1,8 @@
 """A latent space opened for use: data to flat codes and back, whatever form the latent has.
 
-Shape letters: n samples, z values of a code. The parts of a structured latent (the vectors on a
-VQ-VAE's grid, the maps of a hierarchy) lie side by side in a code.
+A model that decodes but does not encode, as a GAN, is explored by its own samples, whose codes are
+the noise they are made of. Shape letters: n samples, z values of a code. The parts of a structured
+latent (the vectors on a VQ-VAE's grid, the maps of a hierarchy) lie side by side in a code.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from poiesis.errors import CapabilityError, DataError
 from poiesis.models.autoencoders.vae import kl_normal
 from poiesis.models.capabilities import of, require
 from poiesis.models.trained import Trained, load
-from poiesis.rng import generator
+from poiesis.rng import Noise, generator
 
 __all__ = ["Codes", "LatentSpace", "Point", "latent"]
 
@@ -76,7 +77,8 @@ class Point:
 class LatentSpace:
     """The latent space of a run, and the data that it is explored with; made by `latent`.
 
-    has_posterior: whether codes are means of posteriors under a standard normal prior.
+    has_posterior: whether codes are means of posteriors under a standard normal prior. own: whether
+    the data are the model's own samples. normal: whether codes are of a standard normal prior.
     """
 
     def __init__(
@@ -96,7 +98,10 @@ class LatentSpace:
         self._batch_size = batch_size
         self._progress = progress
         self._model: Any = trained.model
+        self.own = "encode" not in of(trained.model)
+        self.has_posterior = False
         self._shapes = self._layout()
+        self.normal = self.own or self.has_posterior
 
     @property
     def grid(self) -> bool:
@@ -106,6 +111,8 @@ class LatentSpace:
     @torch.no_grad()
     def _layout(self) -> dict[str, torch.Size]:
         """Return the shape of each part, from one sample; raises CapabilityError for integers."""
+        if self.own:
+            return {"z": self._model.prior(Noise(0, [0])).shape[1:]}
         _, _, x, y = next(in_batches(self.trained, self.inputs, batch_size=1))
         found = self._model.encode(x, y)
         parts = latent_parts(found)
@@ -128,6 +135,8 @@ class LatentSpace:
     @torch.no_grad()
     def encode(self, inputs: Inputs) -> Codes:
         """Return the codes of named native rows."""
+        if self.own:
+            return Codes(inputs, self._model.prior(_noise(self._model, inputs.names)).cpu(), None)
         means, variances = [], []
         batches = in_batches(
             self.trained,
@@ -145,10 +154,11 @@ class LatentSpace:
         return Codes(inputs, torch.cat(means), torch.cat(variances) if variances else None)
 
     @torch.no_grad()
-    def decode(self, z: Tensor, labels: list[int | None]) -> Tensor:
+    def decode(self, z: Tensor, labels: list[int | None] | Tensor) -> Tensor:
         """Return native rows (n, *spec.shape) of codes (n, z).
 
-        labels: the class of each row, for a conditional model; a label of the space goes first.
+        labels: the class of each row, for a conditional model, or weights of the classes (n, k),
+        for one that mixes them; a label of the space goes first.
         """
         out = []
         for start in range(0, len(z), self._batch_size):
@@ -165,7 +175,7 @@ class LatentSpace:
                 own = labels[start : start + len(rows)]
                 if self.label is not None:
                     own = [self.label] * len(rows)
-                y = torch.tensor(own, device=self._model.device)
+                y = torch.as_tensor(own, device=self._model.device)
             x = self._model.decode(parts.get("z", parts), y)
             out.append(self.trained.view.invert(x.cpu()))
             if self._progress is not None:
@@ -217,6 +227,7 @@ class LatentSpace:
         if text in self.inputs.names:
             return self._sample(self.inputs, self.inputs.names.index(text))
         if Path(text).expanduser().is_file():
+            require(self._model, "encode")
             return self._sample(open_inputs(self.trained, text), 0)
         raise DataError(
             f"{text!r} is no file, no number or name of a sample in {self.inputs.where}, and no "
@@ -276,18 +287,46 @@ def latent(
 
     source, split: as in `open_inputs`. limit: how many samples at most are encoded where many are
     needed (means, directions, maps), spread evenly. label: the class that a conditional model
-    decodes by; default that of the nearest sample at hand. Raises CapabilityError, naming models
-    that can, for a model that can't encode and decode.
+    decodes by; default that of the nearest sample at hand. A model that makes samples of noise but
+    can't encode, as a GAN, is explored by its own samples: number i is that of seed 0, and there
+    is no source. Raises CapabilityError, naming models that can, for a model that can't decode.
     """
     check("limit", limit, low=1)
     check("batch_size", batch_size, low=1)
     trained = load(run, checkpoint=checkpoint, device=device)
-    require(trained.model, "encode")
+    if source or "prior" not in of(trained.model):
+        require(trained.model, "encode")
     require(trained.model, "decode")
-    inputs = open_inputs(trained, source, split=split)
+    if "encode" in of(trained.model):
+        inputs = open_inputs(trained, source, split=split)
+    else:
+        inputs = _own_samples(trained, limit, label)
     return LatentSpace(
         trained, inputs, limit=limit, label=label, batch_size=batch_size, progress=progress
     )
+
+
+def _own_samples(trained: Trained, n: int, label: str | None) -> Inputs:
+    """Return the first n samples that the model itself makes with seed 0."""
+    model: Any = trained.model
+    names = [f"sample-{number:06d}" for number in range(n)]
+    y = model.default_condition(0, n)
+    if y is not None and label is not None:
+        y = torch.full_like(y, trained.class_number(label))
+
+    def fetch(start: int, end: int) -> Tensor:
+        z = model.prior(_noise(model, names[start:end]))
+        x = model.decode(z, None if y is None else y[start:end].to(model.device))
+        return trained.view.invert(x.cpu())
+
+    return Inputs(
+        f"samples of this {trained.name}", names, None if y is None else y.tolist(), fetch
+    )
+
+
+def _noise(model: Any, names: list[str]) -> Noise:
+    """Return the noise of samples by their names."""
+    return Noise(0, [int(name.rpartition("-")[2]) for name in names], device=model.device)
 
 
 def _rows(inputs: Inputs, rows: list[int]) -> Inputs:

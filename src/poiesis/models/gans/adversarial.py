@@ -137,6 +137,7 @@ class Adversarial(GenerativeModel):
             check("truncation", self.truncation, low=0, high=100, open_low=True)
             check("candidates", self.candidates, low=1, high=10_000)
 
+    mixes_classes = True
     generator: nn.Module
     discriminator: nn.Module
 
@@ -332,7 +333,7 @@ class Adversarial(GenerativeModel):
 
     def _latent(self, noise: Noise, options: Any) -> Tensor:
         if options.truncation is None:
-            z = noise.randn(self.config.latent_dim)
+            z = self.prior(noise)
         else:
             below = torch.special.ndtr(torch.tensor(-options.truncation, dtype=torch.float64))
             share = below + (1 - 2 * below) * noise.rand(self.config.latent_dim).double()
@@ -345,6 +346,10 @@ class Adversarial(GenerativeModel):
         if self.adversarial.log_ratio:
             logit = logit - noise.rand().clamp(min=1e-30).log().neg().log()
         return logit
+
+    def prior(self, noise: Noise) -> Tensor:
+        """Return standard normal z (n, z)."""
+        return noise.randn(self.config.latent_dim)
 
     @torch.no_grad()
     def decode(self, latent: Tensor, condition: Tensor | None = None) -> Tensor:
