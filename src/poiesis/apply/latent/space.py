@@ -25,6 +25,7 @@ from poiesis.models.autoencoders.vae import kl_normal
 from poiesis.models.capabilities import of, require
 from poiesis.models.trained import Trained, load
 from poiesis.rng import Noise, generator
+from poiesis.spec import Attributes, Classes
 
 __all__ = ["Codes", "LatentSpace", "Point", "latent"]
 
@@ -92,7 +93,10 @@ class LatentSpace:
         progress: Progress | None = None,
     ) -> None:
         self.trained = trained
-        self.label = None if label is None else trained.class_number(label)
+        by_attribute = isinstance(trained.model.condition, Attributes)
+        # Attributes stay as they are in all that is decoded; default: all of them absent.
+        self.attributes = trained.condition_of(label or "none", 1) if by_attribute else None
+        self.label = None if label is None or by_attribute else trained.class_number(label)
         self.inputs = self._labelled(inputs)
         self._limit = limit
         self._batch_size = batch_size
@@ -175,7 +179,8 @@ class LatentSpace:
                 own = labels[start : start + len(rows)]
                 if self.label is not None:
                     own = [self.label] * len(rows)
-                y = torch.as_tensor(own, device=self._model.device)
+                y = torch.as_tensor(own if self.attributes is None else self.attributes)
+                y = y.expand(len(rows), *y.shape[1:]).to(self._model.device)
             x = self._model.decode(parts.get("z", parts), y)
             out.append(self.trained.view.invert(x.cpu()))
             if self._progress is not None:
@@ -194,7 +199,7 @@ class LatentSpace:
 
     def class_number(self, name: str) -> int:
         """Return the number of a class of the data; raises DataError where classes are unknown."""
-        if self.trained.condition is None or self.inputs.labels is None:
+        if not isinstance(self.trained.condition, Classes) or self.inputs.labels is None:
             raise DataError(
                 f"{self.inputs.where}: the classes are not known; give a labelled data set, or "
                 "files in folders called as the run's classes"
@@ -255,6 +260,8 @@ class LatentSpace:
         """Return inputs whose unknown classes are the label that was asked for."""
         if inputs.labels is not None or self.trained.model.condition is None:
             return inputs
+        if self.attributes is not None:
+            return inputs
         if self.label is None:
             raise DataError(
                 f"{inputs.where}: this {self.trained.name} is conditional and the class is not "
@@ -310,18 +317,18 @@ def _own_samples(trained: Trained, n: int, label: str | None) -> Inputs:
     """Return the first n samples that the model itself makes with seed 0."""
     model: Any = trained.model
     names = [f"sample-{number:06d}" for number in range(n)]
+    by_attribute = isinstance(model.condition, Attributes)
     y = model.default_condition(0, n)
-    if y is not None and label is not None:
-        y = torch.full_like(y, trained.class_number(label))
+    if y is not None and (label is not None or by_attribute):
+        y = trained.condition_of(label or "none", n)
 
     def fetch(start: int, end: int) -> Tensor:
         z = model.prior(_noise(model, names[start:end]))
         x = model.decode(z, None if y is None else y[start:end].to(model.device))
         return trained.view.invert(x.cpu())
 
-    return Inputs(
-        f"samples of this {trained.name}", names, None if y is None else y.tolist(), fetch
-    )
+    labels = None if y is None or by_attribute else y.tolist()
+    return Inputs(f"samples of this {trained.name}", names, labels, fetch)
 
 
 def _noise(model: Any, names: list[str]) -> Noise:

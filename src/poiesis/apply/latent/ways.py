@@ -24,6 +24,7 @@ from poiesis.metrics.distances import squared_distances
 from poiesis.metrics.representation import active_units, linear_probe
 from poiesis.rng import generator
 from poiesis.sampling import latent as ways
+from poiesis.spec import Classes
 
 __all__ = [
     "Direction",
@@ -67,7 +68,7 @@ def interpolate(
     nearer = [ends[round(place / (steps - 1))] for place in range(len(z))]
     labels: list[int | None] | Tensor = [end.label for end in nearer]
     model = space.trained.model
-    if model.mixes_classes and model.condition is not None:
+    if model.mixes_classes and isinstance(model.condition, Classes):
         classes = torch.tensor([end.label for end in ends])
         weights = torch.nn.functional.one_hot(classes, model.condition.count).float()
         labels = ways.path(weights, steps, "linear")
