@@ -127,7 +127,7 @@ def test_a_file_of_that_name_is_no_toy(tmp_path):
     assert open_data("ring").notes["origin"] == ORIGIN
 
 
-@pytest.mark.parametrize("option", ["label", "drop"])
+@pytest.mark.parametrize("option", ["label", "attributes", "drop"])
 def test_options_of_tables_are_refused(option):
     with pytest.raises(ConfigError, match=f"data.{option} is for tables; grid has"):
         open_data("grid", DataConfig(**{option: "x"}))
@@ -246,6 +246,9 @@ class Known(nn.Module):
     def __init__(self, classes: int = 0) -> None:
         super().__init__()
         self.condition = Classes(count=classes) if classes else None
+
+    def default_condition(self, first, n):
+        return torch.arange(first, first + n) % self.condition.count
 
     def log_prob(self, x, condition=None, *, samples=1, seed=0):
         assert not self.training

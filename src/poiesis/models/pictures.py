@@ -19,6 +19,7 @@ from poiesis.data.codecs.plane import Field
 from poiesis.data.dataset import Split
 from poiesis.models.base import GenerativeModel
 from poiesis.models.capabilities import of
+from poiesis.spec import Attributes
 
 __all__ = ["plane_fields", "show"]
 
@@ -56,8 +57,8 @@ def plane_fields(model: GenerativeModel, codec: VectorCodec) -> list[Field]:
         def realness(x: Tensor, condition: Tensor | None) -> Tensor:
             return model.discriminate(x, condition)  # type: ignore[operator]
 
-        # A place is as real as it looks for the class that it fits best.
-        values = _over_classes(model, codec, realness, lambda v: v.amax(0))
+        # A place is as real as it looks for the condition that it fits best.
+        values = _over_conditions(model, codec, realness, lambda v: v.amax(0))
         found.append(Field(title="discriminator", unit="looks real", values=values))
     if "log_prob" in able:
         # One standardised unit is std of the user's.
@@ -67,21 +68,29 @@ def plane_fields(model: GenerativeModel, codec: VectorCodec) -> list[Field]:
             found = model.log_prob(x, condition, samples=_TERMS)  # type: ignore[operator]
             return found.nats - shift
 
-        # All classes are taken to be as likely.
-        values = _over_classes(
+        # All conditions are taken to be as likely.
+        values = _over_conditions(
             model, codec, density, lambda v: v.logsumexp(0) - math.log(v.size(0))
         )
         found.append(Field(title="density", unit="log p, nats", values=values, depth=_DEPTH))
     return found
 
 
-def _over_classes(
+def _over_conditions(
     model: GenerativeModel,
     codec: VectorCodec,
     function: Callable[[Tensor, Tensor | None], Tensor],
     reduce: Callable[[Tensor], Tensor],
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function of rows (n, 2) in the user's units: `function`, reduced over classes."""
+    """Return a function of rows (n, 2) in the user's units: `function`, reduced over conditions."""
+
+    conditions: list[Tensor | None] = [None]
+    if model.condition is not None:
+        # Each class; or none of the attributes, and each of them alone.
+        kinds = model.condition.count + isinstance(model.condition, Attributes)
+        drawn = model.default_condition(0, kinds)
+        assert drawn is not None
+        conditions = list(drawn.to(model.device).split(1))
 
     @torch.no_grad()
     def values(rows: np.ndarray) -> np.ndarray:
@@ -90,12 +99,9 @@ def _over_classes(
         out = []
         for x in codec.encode(rows).split(_ROWS):
             x = x.to(model.device)
-            count = 1 if model.condition is None else model.condition.count
             each = [
-                function(
-                    x, None if model.condition is None else torch.full((len(x),), c).to(x.device)
-                )
-                for c in range(count)
+                function(x, row if row is None else row.expand(len(x), *row.shape[1:]))
+                for row in conditions
             ]
             out.append(reduce(torch.stack([v.double() for v in each])).cpu())
         model.train(training)

@@ -26,7 +26,7 @@ _ROWS = {"train": 50_000, "test": 5_000}
 
 def open_toy(name: str, config: DataConfig) -> DataSet:
     """Return a toy's rows, drawn with seed 0, as standardised vectors of two features."""
-    for option in ("label", "drop"):
+    for option in ("label", "attributes", "drop"):
         if getattr(config, option):
             raise ConfigError(f"data.{option} is for tables; {name} has its columns and classes")
     toy = TOYS[name]
