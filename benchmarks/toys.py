@@ -206,8 +206,8 @@ def ring_table(done: dict[tuple[str, int], dict[str, Any]]) -> list[str]:
             unwatched += 1
         else:
             table[r["collapsed"], bool(raised)] += 1
-            first = f"from step {raised[0].get('step', 0):,}" if raised else "none"
-            alarm = f"{first}" if bool(raised) == r["collapsed"] else f"**{first}**"
+            first = f"from step {raised[0]['since']:,}" if raised else "none"
+            alarm = first if bool(raised) == r["collapsed"] else f"**{first}**"
         lines.append(
             f"| {model} | {seed} | {r['steps']:,} | {fewest(r)} | {modes[-1]} "
             f"| {'yes' if r['collapsed'] else 'no'} | {alarm} |"
