@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from poiesis.config import check
-from poiesis.errors import ConfigError, SpecError
+from poiesis.errors import ConfigError
 from poiesis.models.base import Batch, GenerativeModel, Loss, Optim, Phase, Stage, preset
 from poiesis.models.gans.losses import non_saturating_discriminator, non_saturating_generator
+from poiesis.models.gans.padding import padded_size, padded_view
 from poiesis.rng import Noise
 from poiesis.spec import Classes, Grid, Spec
 
@@ -86,7 +87,7 @@ class DCGAN(GenerativeModel):
     @staticmethod
     def default(spec: Spec) -> Config:
         """Narrow enough for a CPU, with small batches, a higher rate and averaged weights."""
-        size = _padded(spec)
+        size = padded_size(spec, "a DCGAN")
         # At 8 px the paper's scheme leaves one layer; one at full size besides makes digits.
         widths = (64, 32) if size == 8 else _widths(size, last=32, most=256)
         return DCGAN.Config(
@@ -97,7 +98,7 @@ class DCGAN(GenerativeModel):
     @staticmethod
     def paper(spec: Spec) -> Config:
         """The paper's widths at 64 px (1024 down to 128), its usual ones at 32 px (512 to 64)."""
-        size = _padded(spec)
+        size = padded_size(spec, "a DCGAN")
         if size == 32:
             return DCGAN.Config(widths=(512, 256, 128, 64))
         return DCGAN.Config(widths=_widths(size, last=128, most=1024))
@@ -107,15 +108,14 @@ class DCGAN(GenerativeModel):
     @classmethod
     def view(cls, config: Config, spec: Spec) -> Spec:
         """Return square images in [-1, 1], padded to the next power of two of at least 8."""
-        size = _padded(spec)
+        size = padded_size(spec, "a DCGAN")
         if 4 * 2 ** len(config.widths) not in (size, 2 * size):
             known = int(math.log2(size)) - 2
             raise ConfigError(
                 f"widths = {config.widths} has {len(config.widths)} values; images of {size} px "
                 f"need {known} or {known + 1}"
             )
-        assert isinstance(spec, Grid)
-        return Grid(channels=spec.channels, size=(size, size), domain="signed", levels=spec.levels)
+        return padded_view(spec, size)
 
     def __init__(self, config: Config, spec: Spec, condition: Classes | None = None) -> None:
         if config.conditional and condition is None:
@@ -244,15 +244,6 @@ def _initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 1.0, 0.02)
     elif isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, 0.0, 0.02)
-
-
-def _padded(spec: Spec) -> int:
-    """Return the side of the padded square image; raises SpecError."""
-    if not isinstance(spec, Grid) or len(spec.size) != 2 or not 1 <= spec.channels <= 4:
-        raise SpecError(f"a DCGAN learns images of 1 to 4 channels, not {spec}")
-    if max(spec.size) > 256:
-        raise SpecError(f"a DCGAN takes images up to 256 px, not {spec.size}; resize them")
-    return max(8, 2 ** math.ceil(math.log2(max(spec.size))))
 
 
 def _widths(size: int, *, last: int, most: int) -> tuple[int, ...]:
