@@ -1,4 +1,4 @@
-"""Layers whose weights are divided by their largest singular value: Miyato et al., arXiv:1802.05957.
+"""Layers with weights divided by their largest singular value: Miyato et al., arXiv:1802.05957.
 
 Numbers are those of torch's parametrisation (one power iteration in each training forward, none
 when evaluating), computed in float32 whatever autocast says, with two products by the matrix
@@ -16,9 +16,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from poiesis.nn.labels import LabelEmbedding, rows
+from poiesis.nn.labels import Labels
 
-__all__ = ["SpectralConv2d", "SpectralEmbedding", "SpectralLinear", "SpectralNorm"]
+__all__ = ["SpectralConv2d", "SpectralLabels", "SpectralLinear", "SpectralNorm"]
 
 _EPS = 1e-6
 """Least norm of a singular vector before it is scaled; BigGAN's."""
@@ -34,13 +34,18 @@ def _matrix(weight: Tensor) -> Tensor:
     return weight.flatten(1) if weight.dim() < 3 else weight.movedim(1, -1).flatten(1)
 
 
+def _full(x: Tensor) -> Tensor:
+    """Return x in float32, or float64 if it is so."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class _Divide(Function):
     """W / (u' W v), with constant u and v; the gradient in three passes over the weights."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> Tensor:
         ctx.save_for_backward(weight, sigma, u, v)
-        return weight.float() / sigma
+        return _full(weight) / sigma
 
     @staticmethod
     @once_differentiable
@@ -67,8 +72,9 @@ class SpectralNorm(nn.Module):
         for name, n in (("u", matrix.size(0)), ("v", matrix.size(1))):
             vector = F.normalize(torch.randn(n, device=matrix.device), dim=0, eps=_EPS)
             self.register_buffer(name, vector)
-        for _ in range(_ITERATIONS):
-            self._iterate(matrix)
+        if not matrix.is_meta:  # which has shapes only, and takes long over them
+            for _ in range(_ITERATIONS):
+                self._iterate(matrix)
 
     def _iterate(self, matrix: Tensor) -> Tensor:
         """Do one power iteration and return u' W v."""
@@ -82,7 +88,7 @@ class SpectralNorm(nn.Module):
     def normalised(self) -> Tensor:
         """Return weight / sigma, float32; when training, after one power iteration."""
         with torch.no_grad(), torch.autocast(self.weight.device.type, enabled=False):
-            matrix = _matrix(self.weight.detach().float())
+            matrix = _matrix(_full(self.weight.detach()))
             if self.training:
                 sigma, u, v = self._iterate(matrix), self.u.clone(), self.v.clone()
             else:
@@ -118,13 +124,14 @@ class SpectralLinear(nn.Linear, SpectralNorm):
         return F.linear(input, self.normalised(), self.bias)
 
 
-class SpectralEmbedding(LabelEmbedding, SpectralNorm):
-    """Rows of a table of spectral norm 1, by class or attribute."""
+class SpectralLabels(Labels, SpectralNorm):
+    """Labels whose table of vectors has spectral norm 1."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.start()
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return (b, width) of classes (b,) or attributes (b, k)."""
-        return rows(self.normalised(), input)
+        """Return the vector of each row's class, or the weighted sum of all, (b, d)."""
+        table = self.normalised()
+        return input @ table if input.is_floating_point() else F.embedding(input, table)
