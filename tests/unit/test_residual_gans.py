@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from poiesis.errors import ConfigError, SpecError
 from poiesis.models.base import Batch
-from poiesis.models.gans.biggan import BigGAN, truncated
+from poiesis.models.gans.biggan import BigGAN
 from poiesis.models.gans.resnet import SelfAttention, downsampled_conv, upsampled_conv
 from poiesis.models.gans.sagan import SAGAN
 from poiesis.models.gans.sngan import SNGAN
 from poiesis.nn.batch_norm import ConditionalBatchNorm
-from poiesis.nn.labels import Labels
+from poiesis.nn.labels import LabelEmbedding
 from poiesis.nn.spectral_norm import SpectralConv2d, SpectralLinear
 from poiesis.rng import Draws
 from poiesis.spec import Classes, Grid, Vector
@@ -164,7 +164,7 @@ def test_attention_is_the_naive_formula_and_starts_as_the_identity():
 
 def test_conditional_batch_norm_is_batch_norm_with_the_gains_of_each_class():
     torch.manual_seed(0)
-    layer = ConditionalBatchNorm(4, Labels(3, 4), Labels(3, 4))
+    layer = ConditionalBatchNorm(4, LabelEmbedding(3, 4), LabelEmbedding(3, 4))
     plain = nn.BatchNorm2d(4)
     x, label = torch.randn(6, 4, 5, 5) * 3 + 1, torch.tensor([0, 1, 2, 0, 1, 2])
     with torch.no_grad():
@@ -204,17 +204,6 @@ def test_chunks_of_the_noise_reach_their_blocks_only():
     g(z, label)
     for given, chunk in zip(seen, z.split(4, dim=1)[1:], strict=True):
         torch.testing.assert_close(given, torch.cat((g.shared(label), chunk), dim=1))
-
-
-def test_truncated_noise_is_normal_noise_within_the_bound():
-    z = truncated(torch.randn(200_000, generator=torch.Generator().manual_seed(0)), 0.5)
-    assert z.abs().max() <= 0.5
-    # Variance of the truncated normal distribution, in closed form.
-    density = math.exp(-0.125) / math.sqrt(math.tau)
-    variance = 1 - 2 * 0.5 * density / math.erf(0.5 / math.sqrt(2))
-    assert z.var().item() == pytest.approx(variance, rel=0.01)
-    far = torch.tensor([-9.0, 0.0, 3.0])
-    torch.testing.assert_close(truncated(far, 20.0), far, atol=1e-5, rtol=0)
 
 
 # -- as models -----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from poiesis.nn.labels import Labels
+from poiesis.nn.labels import LabelEmbedding, rows
 
 __all__ = ["SpectralConv2d", "SpectralLabels", "SpectralLinear", "SpectralNorm"]
 
@@ -124,14 +124,13 @@ class SpectralLinear(nn.Linear, SpectralNorm):
         return F.linear(input, self.normalised(), self.bias)
 
 
-class SpectralLabels(Labels, SpectralNorm):
-    """Labels whose table of vectors has spectral norm 1."""
+class SpectralLabels(LabelEmbedding, SpectralNorm):
+    """A LabelEmbedding whose table has spectral norm 1."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.start()
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the vector of each row's class, or the weighted sum of all, (b, d)."""
-        table = self.normalised()
-        return input @ table if input.is_floating_point() else F.embedding(input, table)
+        """Return (b, width) of classes (b,) or attributes (b, k)."""
+        return rows(self.normalised(), input)

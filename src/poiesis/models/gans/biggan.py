@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from poiesis.config import check
 from poiesis.errors import ConfigError
 from poiesis.models.base import Optim, preset
-from poiesis.models.gans.adversarial import Adversarial
 from poiesis.models.gans.padding import padded_size
 from poiesis.models.gans.resnet import (
     Initialisation,
@@ -22,8 +19,7 @@ from poiesis.models.gans.resnet import (
     ResidualGenerator,
     fast_widths,
 )
-from poiesis.rng import Noise
-from poiesis.spec import Classes, Grid, Spec
+from poiesis.spec import Condition, Grid, Spec
 
 __all__ = ["BigGAN"]
 
@@ -78,18 +74,6 @@ class BigGAN(ResidualGAN):
             if self.hierarchical and self.conditional and not self.shared_dim:
                 raise ConfigError("hierarchical noise by class needs shared_dim, e.g. 128")
 
-    @dataclass(frozen=True, kw_only=True)
-    class Sampling(Adversarial.Sampling):
-        """Sampling options of the BigGAN."""
-
-        truncation: float = 0.0
-        """Largest absolute value of the noise, drawn anew above it; the lower the more typical and
-        the less varied are samples; 0 is none."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check("truncation", self.truncation, low=0, high=100)
-
     @preset
     @staticmethod
     def default(spec: Spec) -> Config:
@@ -143,7 +127,7 @@ class BigGAN(ResidualGAN):
             batch_size=50,
         )
 
-    def __init__(self, config: Config, spec: Spec, condition: Classes | None = None) -> None:
+    def __init__(self, config: Config, spec: Spec, condition: Condition | None = None) -> None:
         if condition is None:
             config = dataclasses.replace(config, conditional=False)
         super().__init__(config, spec, condition)
@@ -166,21 +150,3 @@ class BigGAN(ResidualGAN):
         """Return one Adam for each network, with the paper's epsilon of 1e-6."""
         own = super().optimizers()
         return {name: dataclasses.replace(optim, eps=1e-6) for name, optim in own.items()}
-
-    def draw(self, noise: Noise, condition: Tensor | None, options: Any) -> Tensor:
-        """Generate from normal noise, truncated where asked for, (n, *spec.shape)."""
-        z = noise.randn(self.config.latent_dim)
-        if options.truncation:
-            z = truncated(z, options.truncation)
-        return self.generator(z * options.temperature, condition).float()
-
-
-def truncated(z: Tensor, bound: float) -> Tensor:
-    """Return normal noise as normal noise given that it lies within ±bound.
-
-    By its quantile: the distribution is that of drawing anew what lies outside (section 3.1 of the
-    paper), but each sample keeps its place, so that it changes gradually with the bound.
-    """
-    inside = math.erf(bound / math.sqrt(2))
-    quantile = torch.erf(z.double() / math.sqrt(2)) * inside
-    return (math.sqrt(2) * torch.erfinv(quantile)).clamp(-bound, bound).to(z.dtype)

@@ -23,14 +23,14 @@ from poiesis.errors import ConfigError
 from poiesis.models.gans.adversarial import Adversarial
 from poiesis.models.gans.padding import padded_size, padded_view
 from poiesis.nn.batch_norm import ConditionalBatchNorm
-from poiesis.nn.labels import Labels
+from poiesis.nn.labels import LabelEmbedding
 from poiesis.nn.spectral_norm import (
     SpectralConv2d,
     SpectralLabels,
     SpectralLinear,
     SpectralNorm,
 )
-from poiesis.spec import Classes, Grid, Spec
+from poiesis.spec import Condition, Grid, Spec
 
 __all__ = [
     "Initialisation",
@@ -114,7 +114,7 @@ class ResidualGAN(Adversarial):
                 )
         return padded_view(spec, size)
 
-    def __init__(self, config: Any, spec: Spec, condition: Classes | None = None) -> None:
+    def __init__(self, config: Any, spec: Spec, condition: Condition | None = None) -> None:
         super().__init__(config, spec, condition)
         assert isinstance(spec, Grid)
         classes = self.condition.count if self.condition else 0
@@ -184,14 +184,14 @@ class ResidualGenerator(nn.Module):
         chunks = len(widths) if hierarchical else 1
         self.chunk = latent // chunks
         self.hierarchical = hierarchical
-        self.shared = Labels(classes, shared) if classes and shared else None
+        self.shared = LabelEmbedding(classes, shared) if classes and shared else None
         wide = (shared if classes else 0) + (self.chunk if hierarchical else 0)
 
         def norm(width: int) -> nn.Module:
             if wide:
                 gains = [linear(wide, width, bias=False) for _ in range(2)]
             elif classes:
-                gains = [Labels(classes, width) for _ in range(2)]
+                gains = [LabelEmbedding(classes, width) for _ in range(2)]
             else:
                 return _BatchNorm(width)
             return ConditionalBatchNorm(width, *gains)
@@ -272,7 +272,7 @@ class ResidualDiscriminator(nn.Module):
         super().__init__()
         conv = SpectralConv2d if spectral else nn.Conv2d
         linear = SpectralLinear if spectral else nn.Linear
-        embedding = SpectralLabels if spectral else Labels
+        embedding = SpectralLabels if spectral else LabelEmbedding
         self.blocks = nn.ModuleList(
             _DownBlock(
                 a,
