@@ -59,7 +59,20 @@ class GAN(Adversarial):
     @preset
     @classmethod
     def default(cls, spec: Spec) -> Any:
-        """BatchNorm in the generator, a higher rate and averaged weights; smaller where tiny."""
+        """BatchNorm in the generator, a higher rate and averaged weights; smaller where tiny.
+
+        In the plane without any of it: small plain networks, which may collapse, and one can see it.
+        """
+        if spec == Vector(features=2):
+            return cls.Config(
+                latent_dim=16,
+                generator_widths=(128, 128),
+                discriminator_widths=(128, 128),
+                dropout=0.0,
+                generator_lr=1e-3,
+                discriminator_lr=1e-3,
+                batch_size=128,
+            )
         if spec.dims <= 256:
             return cls.Config(
                 generator_widths=(128, 256),
