@@ -1,4 +1,4 @@
-"""Gaussian diffusion without a network: schedules, conversions, samplers, the likelihood bound.
+"""Gaussian diffusion without a network: schedules, conversions, paths, the likelihood bound.
 
 Everywhere x_t = α_t x0 + σ_t ε with ε ~ N(0, 1). A sampler knows a model only as a *denoiser*, a
 function (x_t, level) → estimate of x0; `x0_from` makes one from a network trained on any target.
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from poiesis.config import check
-from poiesis.rng import Noise
 
 __all__ = [
     "Denoise",
@@ -25,13 +24,10 @@ __all__ = [
     "Path",
     "Prediction",
     "Spacing",
-    "ancestral",
     "clip_x0",
     "cosine_schedule",
-    "ddim",
     "decoder_level",
     "decoder_log_likelihood",
-    "dpm_solver_pp",
     "epsilon_from",
     "guide",
     "linear_schedule",
@@ -177,6 +173,8 @@ class Path:
     levels: Sequence[Any]
     alpha: Sequence[float]
     sigma: Sequence[float]
+    level_at: Callable[[float], tuple[float, float, Any]] | None = None
+    """λ = log(α/σ) → (α, σ, level) for levels between, of processes in continuous time."""
 
     def log_snr(self, i: int) -> float:
         """λ = log(α/σ) of point i, where σ > 0."""
@@ -226,7 +224,7 @@ def _equal_log_snr(schedule: NoiseSchedule, steps: int) -> Tensor:
     return torch.tensor([schedule.steps - 1])
 
 
-# -- samplers -------------------------------------------------------------------------------------
+# -- one step back -------------------------------------------------------------------------------------
 
 
 def posterior(
@@ -241,62 +239,6 @@ def posterior(
     large = max(sigma_t**2 - (ratio * sigma_s) ** 2, 0.0)
     share = (sigma_s / sigma_t) ** 2
     return ratio * share, alpha_s * large / sigma_t**2, large * share, large
-
-
-def ancestral(denoise: Denoise, path: Path, x: Tensor, noise: Noise) -> Tensor:
-    """DDPM's sampler with variance β_t, "fixedlarge" (arXiv 2006.11239, algorithm 2).
-
-    Over all T levels it is the paper's; over fewer, the same with the longer steps' β. The
-    "fixedsmall" variant is `ddim` with eta = 1. x: pure noise (b, …).
-    """
-    for i, level in enumerate(path.levels):
-        a, b, _, large = posterior(
-            path.alpha[i], path.sigma[i], path.alpha[i + 1], path.sigma[i + 1]
-        )
-        x = a * x + b * denoise(x, level)
-        if path.sigma[i + 1] > 0:
-            x = x + math.sqrt(large) * noise.randn(*x.shape[1:])
-    return x
-
-
-def ddim(
-    denoise: Denoise, path: Path, x: Tensor, noise: Noise | None = None, eta: float = 0.0
-) -> Tensor:
-    """Denoising diffusion implicit sampler (arXiv 2010.02502, eq. 12 and 16).
-
-    eta: 0 is deterministic, and then Euler's method for the probability-flow ODE in x/α against
-    σ/α; 1 draws as much noise as DDPM with the posterior variance. `noise` is needed if eta > 0.
-    """
-    for i, level in enumerate(path.levels):
-        alpha, sigma = path.alpha[i + 1], path.sigma[i + 1]
-        x0 = denoise(x, level)
-        eps = epsilon_from(x0, x, path.alpha[i], path.sigma[i])
-        variance = posterior(path.alpha[i], path.sigma[i], alpha, sigma)[2] * eta**2
-        x = alpha * x0 + math.sqrt(max(sigma**2 - variance, 0.0)) * eps
-        if noise is not None and variance > 0:
-            x = x + math.sqrt(variance) * noise.randn(*x.shape[1:])
-    return x
-
-
-def dpm_solver_pp(denoise: Denoise, path: Path, x: Tensor) -> Tensor:
-    """DPM-Solver++(2M): second order, one call per step (arXiv 2211.01095, algorithm 2).
-
-    The first step and the one to clean data, whose log(α/σ) is infinite, are of first order.
-    """
-    last: Tensor | None = None
-    for i, level in enumerate(path.levels):
-        alpha, sigma = path.alpha[i + 1], path.sigma[i + 1]
-        x0 = denoise(x, level)
-        data = x0
-        if last is not None and i < len(path.levels) - 1:
-            step = path.log_snr(i + 1) - path.log_snr(i)
-            ratio = (path.log_snr(i) - path.log_snr(i - 1)) / step
-            data = x0 + (x0 - last) / (2 * ratio)
-        shrink = sigma / path.sigma[i]
-        # α' (1 − e^{−h}), written without the infinite h of the last step
-        x = shrink * x + (alpha - path.alpha[i] * shrink) * data
-        last = x0
-    return x
 
 
 # -- the variational bound ------------------------------------------------------------------------

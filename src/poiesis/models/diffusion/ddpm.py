@@ -25,7 +25,7 @@ from poiesis.models.base import (
 from poiesis.models.capabilities import LogProb
 from poiesis.nn.unet import UNet
 from poiesis.rng import Noise
-from poiesis.sampling import diffusion
+from poiesis.sampling import diffusion, solvers
 from poiesis.spec import Classes, Grid, Spec
 
 __all__ = ["DDPM"]
@@ -299,11 +299,11 @@ class DDPM(GenerativeModel):
             )
 
         if options.sampler == "ancestral":
-            x = diffusion.ancestral(denoise, path, x, noise)
+            x = solvers.ancestral(denoise, path, x, noise)
         elif options.sampler == "ddim":
-            x = diffusion.ddim(denoise, path, x, noise, options.eta)
+            x = solvers.ddim(denoise, path, x, noise, eta=options.eta)
         else:
-            x = diffusion.dpm_solver_pp(denoise, path, x)
+            x = solvers.dpm_solver_pp(denoise, path, x)
         return x.clamp(-1, 1)
 
     def _guided(self, x_t: Tensor, t: Tensor, condition: Tensor | None, scale: float) -> Tensor:
