@@ -11,10 +11,10 @@ from scipy.integrate import solve_ivp
 from poiesis.errors import ConfigError
 from poiesis.rng import Noise
 from poiesis.sampling import diffusion as d
-from poiesis.sampling import solvers
+from poiesis.sampling import likelihood, processes, solvers
 
 SCHEDULES = {"linear": d.linear_schedule, "cosine": d.cosine_schedule}
-PREDICTIONS = ("eps", "x0", "v")
+PREDICTIONS = ("eps", "x0", "v", "velocity", "F")
 SPACINGS = ("uniform", "trailing", "quadratic", "logsnr")
 
 
@@ -306,6 +306,80 @@ def test_adaptive_needs_levels_between():
     path = d.make_path(d.linear_schedule(100), 10, "trailing")
     with pytest.raises(ConfigError, match="adaptive chooses its own noise levels"):
         solvers.adaptive(lambda x, level: x, path, torch.zeros(1, 1))
+
+
+# -- continuous processes -------------------------------------------------------------------------
+
+PROCESSES = {
+    "straight": processes.straight(),
+    "exploding": processes.exploding(),
+    "preserving": processes.preserving(),
+    "sub-preserving": processes.sub_preserving(),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_processes_invert_their_noise_level(name):
+    process = PROCESSES[name]
+    for share in (0.01, 0.1, 0.5, 0.9, 0.999):
+        t = process.t_min + share * (process.t_max - process.t_min)
+        alpha, sigma = process.at(t)
+        assert process.time(math.log(alpha / sigma)) == pytest.approx(t, rel=1e-6)
+
+
+def test_processes_have_their_closed_forms():
+    t = torch.tensor([0.1, 0.7], dtype=torch.float64)
+    # dx = -β/2 x dt + sqrt(β) dw by Euler steps of the moments
+    mean, variance, n = torch.ones(2).double(), torch.zeros(2).double(), 20_000
+    for i in range(n):
+        beta = 0.1 + (i + 0.5) / n * t * 19.9
+        mean = mean * (1 - beta * t / n / 2)
+        variance = variance * (1 - beta * t / n) + beta * t / n
+    alpha, sigma = PROCESSES["preserving"].marginal(t)
+    torch.testing.assert_close(alpha, mean, rtol=1e-3, atol=0)
+    torch.testing.assert_close(sigma**2, variance, rtol=1e-3, atol=0)
+    # the sub-VP variance is the square of the VP one
+    torch.testing.assert_close(PROCESSES["sub-preserving"].marginal(t)[1], sigma**2)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("spacing", ["uniform", "logsnr", "karras"])
+@pytest.mark.parametrize("steps", [1, 2, 18])
+def test_continuous_paths_fall_to_clean_data(name, spacing, steps):
+    process = PROCESSES[name]
+    path = process.path(steps, spacing)
+    assert len(path.levels) == steps and path.levels[0] == process.t_max
+    assert all(a > b for a, b in zip(path.levels, path.levels[1:], strict=False))
+    assert (path.alpha[-1], path.sigma[-1]) == (1.0, 0.0)
+    assert path.sigma[-2] > 0
+    for solver in solvers.SOLVERS.values():
+        x = solver.run(lambda x, level: 0.5 * x, path, torch.ones(2, 1).double(), Noise(0, [0, 1]))
+        assert torch.isfinite(x).all()
+
+
+def test_karras_spacing_is_edms():
+    path = PROCESSES["exploding"].path(18, "karras")
+    expected = [
+        (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(18)
+    ]
+    assert list(path.sigma[:-1]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_likelihood_by_the_flow_is_the_mixtures(name):
+    process = PROCESSES[name]
+    path = process.path(10, "logsnr")
+    x = torch.linspace(-1.2, 1.5, 7, dtype=torch.float64)[:, None]
+
+    def denoise(x, level):
+        return mixture(x[:, 0], *process.at(level))[:, None]
+
+    got, _ = likelihood.flow_log_likelihood(denoise, path, x, tolerance=1e-6)
+    alpha, sigma = path.alpha[-2], path.sigma[-2]
+    means, stds = torch.tensor([[-0.6, 0.7], [0.2, 0.3]], dtype=torch.float64)
+    part = torch.distributions.Normal(alpha * means, (alpha**2 * stds**2 + sigma**2).sqrt())
+    expected = torch.logsumexp(part.log_prob(x) - math.log(2), 1)
+    assert float((got - expected).abs().max()) / math.log(2) < 0.01
 
 
 # -- the bound ------------------------------------------------------------------------------------

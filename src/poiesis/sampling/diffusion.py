@@ -19,6 +19,7 @@ from torch import Tensor
 from poiesis.config import check
 
 __all__ = [
+    "DATA_STD",
     "Denoise",
     "NoiseSchedule",
     "Path",
@@ -37,16 +38,22 @@ __all__ = [
     "step_kl",
     "target_of",
     "x0_from",
+    "x0_gain",
 ]
 
 Denoise = Callable[[Tensor, Any], Tensor]
 """(x_t of shape (b, …), level as its Path names it) → estimate of x0, float32, same shape."""
 
-Prediction = Literal["eps", "x0", "v"]
-"""What a network predicts: the noise, the clean data, or v = α ε − σ x0 (arXiv 2202.00512)."""
+Prediction = Literal["eps", "x0", "v", "velocity", "F"]
+"""What a network predicts: the noise, the clean data, v = α ε − σ x0 (arXiv 2202.00512), the
+velocity ε − x0 of straight lines (2210.02747), or EDM's F, a mixture of noise and data that has unit
+variance at every level (2206.00364, eq. 7)."""
 
 Spacing = Literal["uniform", "trailing", "quadratic", "logsnr"]
 """How the levels of a path are chosen; see `make_path`."""
+
+DATA_STD = 0.5
+"""EDM's σ_data: the standard deviation of data in [-1, 1]."""
 
 _BETA_MAX = 0.999
 """Improved DDPM's cap, which keeps the last step of the cosine schedule from being singular."""
@@ -112,7 +119,14 @@ def target_of(
     """Return what a network of this target should say; all arguments broadcast."""
     if prediction == "eps":
         return eps
-    return x0 if prediction == "x0" else alpha * eps - sigma * x0
+    if prediction == "x0":
+        return x0
+    if prediction == "v":
+        return alpha * eps - sigma * x0
+    if prediction == "velocity":
+        return eps - x0
+    skip, out = _edm_coefficients(alpha, sigma)
+    return (x0 - skip * (alpha * x0 + sigma * eps)) / out
 
 
 def x0_from(
@@ -128,7 +142,33 @@ def x0_from(
     """
     if prediction == "eps":
         return (x_t - sigma * output) / alpha
-    return output if prediction == "x0" else alpha * x_t - sigma * output
+    if prediction == "x0":
+        return output
+    if prediction == "v":
+        return alpha * x_t - sigma * output
+    if prediction == "velocity":
+        return (x_t - sigma * output) / (alpha + sigma)
+    skip, out = _edm_coefficients(alpha, sigma)
+    return skip * x_t + out * output
+
+
+def x0_gain(prediction: Prediction, alpha: Tensor | float, sigma: Tensor | float) -> Tensor | float:
+    """Return |∂x0/∂output| of `x0_from`: what an error of the output is in units of the data."""
+    if prediction == "eps":
+        return sigma / alpha
+    if prediction == "x0":
+        return 1.0
+    if prediction == "v":
+        return sigma
+    if prediction == "velocity":
+        return sigma / (alpha + sigma)
+    return _edm_coefficients(alpha, sigma)[1]
+
+
+def _edm_coefficients(alpha: Tensor | float, sigma: Tensor | float) -> tuple[Any, Any]:
+    """Return c_skip / α and c_out of arXiv 2206.00364, table 1, for x/α and σ/α, finite at α = 0."""
+    variance = sigma**2 + (alpha * DATA_STD) ** 2
+    return alpha * DATA_STD**2 / variance, sigma * DATA_STD / variance**0.5
 
 
 def epsilon_from(x0: Tensor, x_t: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
@@ -224,7 +264,7 @@ def _equal_log_snr(schedule: NoiseSchedule, steps: int) -> Tensor:
     return torch.tensor([schedule.steps - 1])
 
 
-# -- one step back -------------------------------------------------------------------------------------
+# -- one step back ---------------------------------------------------------------------------------
 
 
 def posterior(

@@ -28,13 +28,14 @@ from poiesis.sampling.diffusion import Denoise, Path, epsilon_from, posterior
 __all__ = [
     "SOLVERS",
     "Counted",
+    "Frame",
     "Solver",
     "adaptive",
     "ancestral",
     "ddim",
     "dpm_solver_pp",
-    "dpm_solver_pp_3m",
     "dpm_solver_pp_sde",
+    "dormand_prince",
     "heun",
     "unipc",
 ]
@@ -82,7 +83,7 @@ def ddim(
 # -- Runge-Kutta methods --------------------------------------------------------------------------
 
 
-class _Frame:
+class Frame:
     """Coordinates in which the probability-flow equation is solved: y = x / scale against a place.
 
     Straight paths (α + σ = 1) and those that begin at α = 0 take y = x/(α + σ) against σ/(α + σ),
@@ -116,7 +117,7 @@ def heun(denoise: Denoise, path: Path, x: Tensor, noise: Noise | None = None) ->
 
     Two calls a step but for the last.
     """
-    frame = _Frame(path)
+    frame = Frame(path)
     points = list(zip(path.alpha, path.sigma, strict=True))
     y = x / frame.scale(*points[0])
 
@@ -166,34 +167,52 @@ def adaptive(
             "sampler = adaptive chooses its own noise levels, which this model has not between its "
             "own; take heun, dpm-solver++ or ddim"
         )
-    frame, level_at = _Frame(path), path.level_at
+    frame, level_at = Frame(path), path.level_at
     begin, end = (frame.place(path.alpha[i], path.sigma[i]) for i in (0, -2))
-    y = x / frame.scale(path.alpha[0], path.sigma[0])
 
     def slope(y: Tensor, place: float) -> Tensor:
         alpha, sigma, level = level_at(frame.log_snr(place))
         return frame.slope(y, denoise(y * frame.scale(alpha, sigma), level), place)
 
+    y = x / frame.scale(path.alpha[0], path.sigma[0])
+    y = dormand_prince(slope, y, begin, end, tolerance)
+    alpha, sigma = path.alpha[-1], path.sigma[-1]
+    y = y + (frame.place(alpha, sigma) - end) * slope(y, end)
+    return y * frame.scale(alpha, sigma)
+
+
+def dormand_prince(
+    slope: Callable[[Tensor, float], Tensor], y: Tensor, begin: float, end: float, tolerance: float
+) -> Tensor:
+    """Solve dy/ds = slope(y, s) from s = begin to end, either way; y: (b, …).
+
+    A step is accepted where the root mean square of its error, in units of tolerance · (1 + |y|),
+    is at most 1 over the values of every sample.
+    """
     place, length = begin, (end - begin) / 20
     first = slope(y, place)
-    while place > end:
-        length = max(length, end - place)  # both are negative
+    while place != end:
+        last = abs(length) >= abs(end - place)
+        length = end - place if last else length
         slopes = [first]
         for row in _STAGES:
-            moved = sum((c * k for c, k in zip(row, slopes, strict=True) if c), 0 * y)
-            slopes.append(slope(y + length * moved, place + length * sum(row)))
-        better = y + length * moved
-        worse = y + length * sum((c * k for c, k in zip(_FOURTH, slopes, strict=True) if c), 0 * y)
+            slopes.append(slope(y + length * _weighted(row, slopes), place + length * sum(row)))
+        better = y + length * _weighted(_STAGES[-1], slopes)
+        worse = y + length * _weighted(_FOURTH, slopes)
         allowed = tolerance * (1 + torch.maximum(y.abs(), better.abs()))
         error = float(((better - worse) / allowed).flatten(1).square().mean(1).sqrt().max())
         if error <= 1:
-            place, y, first = place + length, better, slopes[-1]
-            if place - end < 1e-12 * abs(begin - end):
-                break
+            place, y, first = end if last else place + length, better, slopes[-1]
         length *= min(5.0, max(0.2, 0.9 * max(error, 1e-10) ** -0.2))
-    place_after = frame.place(path.alpha[-1], path.sigma[-1])
-    y = y + (place_after - place) * first
-    return y * frame.scale(path.alpha[-1], path.sigma[-1])
+    return y
+
+
+def _weighted(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
+    total = weights[0] * tensors[0]
+    for weight, tensor in zip(weights[1:], tensors[1:], strict=False):
+        if weight:
+            total = total + weight * tensor
+    return total
 
 
 # -- DPM-Solver's family: in log(α/σ), the exponential part solved exactly -------------------------
