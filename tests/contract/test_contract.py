@@ -255,6 +255,29 @@ CASES = {
         options={"channels": 8, "multipliers": (1,), "attention": (8,), "blocks": 1, "warmup": 5},
         learns="train",
     ),
+    **{
+        name: Case(
+            name=name,
+            options={
+                "channels": 8,
+                "multipliers": (1,),
+                "attention": (8,),
+                "blocks": 1,
+                "warmup": 5,
+            },
+            learns="train",
+        )
+        for name in ("edm", "flow-matching", "score-sde")
+    },
+    **{
+        f"{name}, vectors": Case(
+            name=name,
+            options={"network": "mlp", "channels": 32, "blocks": 2, "warmup": 5},
+            data="moons",
+            learns="train",
+        )
+        for name in ("ddpm", "edm", "flow-matching", "score-sde")
+    },
     "transformer": Case(
         name="transformer",
         options={"layers": 2, "width": 16, "heads": 2, "batch_size": 16},

@@ -20,6 +20,7 @@ from poiesis.config import check
 
 __all__ = [
     "DATA_STD",
+    "SCHEDULES",
     "Denoise",
     "NoiseSchedule",
     "Path",
@@ -35,6 +36,8 @@ __all__ = [
     "make_path",
     "posterior",
     "prior_kl",
+    "rescale",
+    "sigmoid_schedule",
     "step_kl",
     "target_of",
     "x0_from",
@@ -46,8 +49,8 @@ Denoise = Callable[[Tensor, Any], Tensor]
 
 Prediction = Literal["eps", "x0", "v", "velocity", "F"]
 """What a network predicts: the noise, the clean data, v = α ε − σ x0 (arXiv 2202.00512), the
-velocity ε − x0 of straight lines (2210.02747), or EDM's F, a mixture of noise and data that has unit
-variance at every level (2206.00364, eq. 7)."""
+velocity ε − x0 of straight lines (2210.02747), or EDM's F, a mixture of noise and data that has
+unit variance at every level (2206.00364, eq. 7)."""
 
 Spacing = Literal["uniform", "trailing", "quadratic", "logsnr"]
 """How the levels of a path are chosen; see `make_path`."""
@@ -84,6 +87,14 @@ class NoiseSchedule:
             sigma=(-torch.expm1(log_alpha_bar)).sqrt(),
         )
 
+    def to_zero_snr(self) -> NoiseSchedule:
+        """Return the schedule with sqrt(ᾱ) moved and stretched to end at 0 (arXiv 2305.08891)."""
+        first, last = self.alpha[0], self.alpha[-1]
+        alpha = (self.alpha - last) * first / (first - last)
+        alpha_bar = alpha**2
+        before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+        return NoiseSchedule(1 - alpha_bar / before, alpha_bar, alpha, (1 - alpha_bar).sqrt())
+
     @property
     def steps(self) -> int:
         """Number of levels T."""
@@ -108,6 +119,21 @@ def cosine_schedule(steps: int) -> NoiseSchedule:
     t = torch.arange(steps + 1, dtype=torch.float64) / steps
     alpha_bar = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
     return NoiseSchedule.of_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=_BETA_MAX))
+
+
+def sigmoid_schedule(steps: int) -> NoiseSchedule:
+    """ᾱ falls as a sigmoid over [-3, 3], from 1 to 0 (arXiv 2212.11972, algorithm 1, τ = 1)."""
+    t = torch.arange(steps + 1, dtype=torch.float64) / steps
+    start, end = (torch.sigmoid(torch.tensor(v, dtype=torch.float64)) for v in (-3.0, 3.0))
+    alpha_bar = (end - torch.sigmoid(t * 6 - 3)) / (end - start)
+    return NoiseSchedule.of_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=_BETA_MAX))
+
+
+SCHEDULES: dict[str, Callable[[int], NoiseSchedule]] = {
+    "linear": linear_schedule,
+    "cosine": cosine_schedule,
+    "sigmoid": sigmoid_schedule,
+}
 
 
 # -- training targets -----------------------------------------------------------------------------
@@ -166,7 +192,7 @@ def x0_gain(prediction: Prediction, alpha: Tensor | float, sigma: Tensor | float
 
 
 def _edm_coefficients(alpha: Tensor | float, sigma: Tensor | float) -> tuple[Any, Any]:
-    """Return c_skip / α and c_out of arXiv 2206.00364, table 1, for x/α and σ/α, finite at α = 0."""
+    """Return c_skip / α and c_out of arXiv 2206.00364, table 1, for x/α and σ/α; α may be 0."""
     variance = sigma**2 + (alpha * DATA_STD) ** 2
     return alpha * DATA_STD**2 / variance, sigma * DATA_STD / variance**0.5
 
@@ -182,6 +208,18 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     It is linear, so it may be applied to estimates of x0 as well as of ε: at one x_t they agree.
     """
     return unconditional + scale * (conditional - unconditional)
+
+
+def rescale(guided: Tensor, conditional: Tensor, share: float) -> Tensor:
+    """Take back a share of what guidance added to each sample's spread (arXiv 2305.08891, eq. 15).
+
+    Applied here to estimates of x0.
+    """
+    if share == 0:
+        return guided
+    shape = (-1, *[1] * (guided.ndim - 1))
+    ratio = conditional.flatten(1).std(1) / guided.flatten(1).std(1).clamp(min=1e-8)
+    return guided * (share * ratio + 1 - share).view(shape)
 
 
 def clip_x0(x0: Tensor, mode: Literal["none", "static", "dynamic"]) -> Tensor:

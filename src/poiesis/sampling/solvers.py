@@ -33,9 +33,9 @@ __all__ = [
     "adaptive",
     "ancestral",
     "ddim",
+    "dormand_prince",
     "dpm_solver_pp",
     "dpm_solver_pp_sde",
-    "dormand_prince",
     "heun",
     "unipc",
 ]
@@ -363,7 +363,8 @@ def _once(steps: int) -> int:
 
 SOLVERS: dict[str, Solver] = {
     "ancestral": Solver(ancestral, _once, (), True, "DDPM's own, hundreds of steps"),
-    "ddim": Solver(ddim, _once, ("eta",), False, "first order; for a flow, Euler's method"),
+    "ddim": Solver(ddim, _once, ("eta",), False, "first order, with as much noise as asked"),
+    "euler": Solver(ddim, _once, (), False, "ddim without noise; along a flow's velocity"),
     "heun": Solver(heun, lambda steps: 2 * steps - 1, (), False, "EDM's, second order"),
     "dpm-solver++": Solver(dpm_solver_pp, _once, ("order",), False, "10 to 20 steps do"),
     "dpm-solver++sde": Solver(dpm_solver_pp_sde, _once, (), True, "20 to 50 steps, mends errors"),
