@@ -272,9 +272,10 @@ CASES = {
     **{
         f"{name}, vectors": Case(
             name=name,
-            options={"network": "mlp", "channels": 32, "blocks": 2, "warmup": 5},
+            options={"network": "mlp", "channels": 64, "blocks": 2, "learning_rate": 1e-2},
             data="moons",
             learns="train",
+            falls=0.95,
         )
         for name in ("ddpm", "edm", "flow-matching", "score-sde")
     },

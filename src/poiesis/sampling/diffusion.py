@@ -347,25 +347,30 @@ _DECODER_WIDTH = 0.7384
 """Decoder's σ in units of the noise in x_t: DDPM's own sqrt(β̃_1) / sqrt(1 − ᾱ_0) at T = 1000."""
 
 
-def decoder_level(schedule: NoiseSchedule, data_levels: int) -> tuple[int, float]:
+def decoder_level(schedule: NoiseSchedule, data_levels: int | None) -> tuple[int, float]:
     """Return (t, σ): where the chain ends and integer levels are read off with N(x̂0(x_t), σ²).
 
     It is the last t whose noise is clearly less than half the distance of two levels, where reading
     off is nearly certain. With 256 levels that is t = 0, as in DDPM; data of few levels would
-    pay many bits below it for a precision that it does not have. Any t gives a valid bound.
+    pay many bits below it for a precision that it does not have. Any t gives a valid bound. None
+    stands for real values: t = 0.
     """
     noise = schedule.sigma / schedule.alpha
-    t = max(0, int((noise <= 0.75 / (data_levels - 1)).sum()) - 1)
+    least = 0.0 if data_levels is None else 0.75 / (data_levels - 1)
+    t = max(0, int((noise <= least).sum()) - 1)
     return t, _DECODER_WIDTH * float(noise[t])
 
 
-def decoder_log_likelihood(x0: Tensor, mean: Tensor, sigma: float, levels: int) -> Tensor:
+def decoder_log_likelihood(x0: Tensor, mean: Tensor, sigma: float, levels: int | None) -> Tensor:
     """log p of integer levels, stored as x0 in [-1, 1], under N(mean, σ²) cut into bins.
 
     A bin reaches half the distance of two levels, 1/(levels − 1), to either side; the outermost
-    two have no outer edge (arXiv 2006.11239, eq. 13). Returns nats summed per sample,
-    (b,), float64.
+    two have no outer edge (arXiv 2006.11239, eq. 13). levels = None: the density of real values.
+    Returns nats summed per sample, (b,), float64.
     """
+    if levels is None:
+        z = (x0.double() - mean.double()) / sigma
+        return -(z.square() / 2 + math.log(sigma * math.sqrt(2 * math.pi))).flatten(1).sum(1)
     half = 1 / (levels - 1)
     x = ((x0.double() + 1) / (2 * half)).round() * (2 * half) - 1
     mean = mean.double()

@@ -15,7 +15,7 @@ from poiesis.models.capabilities import LogProb
 from poiesis.models.diffusion.denoising import DenoisingModel, network_sizes, padded, side_of
 from poiesis.rng import Noise
 from poiesis.sampling import diffusion
-from poiesis.spec import Classes, Spec
+from poiesis.spec import Classes, Grid, Spec
 
 __all__ = ["DDPM"]
 
@@ -149,25 +149,29 @@ class DDPM(DenoisingModel):
     ) -> LogProb:
         """Return the variational bound of images as integer levels (arXiv 2006.11239, eq. 5).
 
+        Of vectors it is a bound of the density: the chain ends with N(x̂0, σ²) at the lowest level.
+
         samples: how many of its terms are evaluated per image, each at one draw of noise; T or
         more is all. Fewer are drawn in strata of the log signal-to-noise ratio and weighted, which
         leaves the bound's expectation as it is; `error` is then its standard error.
         """
         check("samples", samples, low=2)
         noise = Noise(seed, range(len(x)), device=x.device)
-        end, sigma_end = diffusion.decoder_level(self.schedule, self.spec.levels)
+        levels = self.spec.levels if isinstance(self.spec, Grid) else None
+        end, sigma_end = diffusion.decoder_level(self.schedule, levels)
 
         def estimate(t: Tensor) -> Tensor:
             alpha, sigma = self._level(t)
             x_t = alpha * x + sigma * noise.randn(*x.shape[1:])
-            return self.denoiser(x_t, t, condition).clamp(-1, 1)
+            x0 = self.denoiser(x_t, t, condition)
+            return x0 if levels is None else x0.clamp(-1, 1)
 
         def level(t: int) -> Tensor:
             return torch.full((len(x),), t, device=x.device)
 
-        nats = diffusion.decoder_log_likelihood(
-            x, estimate(level(end)), sigma_end, self.spec.levels
-        ) - diffusion.prior_kl(self.schedule, x)
+        decoded = estimate(level(end))
+        nats = diffusion.decoder_log_likelihood(x, decoded, sigma_end, levels)
+        nats -= diffusion.prior_kl(self.schedule, x)
         error = None
         total = self.config.timesteps - end
         everything = samples >= total
@@ -194,7 +198,7 @@ class DDPM(DenoisingModel):
         return LogProb(
             nats=nats.float(),
             kind="bound",
-            measure="discrete",
+            measure="discrete" if levels else "density",
             dims=self.spec.dims,
             detail=detail,
             error=error,

@@ -239,6 +239,11 @@ class DenoisingModel(GenerativeModel):
         """Return levels (b,) as the network is told them, a scale of 0…1000."""
         return t
 
+    @property
+    def cleanest(self) -> float:
+        """Lowest noise level."""
+        return 0
+
     def input_scale(self, alpha: Tensor, sigma: Tensor) -> Tensor | float:
         """Return what x_t is multiplied by before the network sees it."""
         return 1.0
@@ -280,7 +285,7 @@ class DenoisingModel(GenerativeModel):
     # -- training -------------------------------------------------------------------------------
 
     def loss(self, batch: Batch, step: int) -> Loss:
-        """Return the mean squared error of the target at a random level (arXiv 2006.11239, eq. 14)."""
+        """Return the squared error of the target at a random level (arXiv 2006.11239, eq. 14)."""
         t = self.draw_times(batch)
         condition = self._dropped(batch)
         error = self._error(batch, t, condition)
@@ -340,9 +345,11 @@ class DenoisingModel(GenerativeModel):
     def denoiser(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the estimate of x0, float32, whatever the network was trained for.
 
-        x_t: α_t x0 + σ_t ε, (b, *spec.shape). t: noise levels (b,), of the model's own scale.
+        x_t: α_t x0 + σ_t ε, (b, *spec.shape). t: noise levels (b,), of the model's own scale; those
+        below its cleanest are taken for it.
         condition: int64 (b,); None is without a class.
         """
+        t = t.clamp(min=self.cleanest)
         alpha, sigma = self._level(t)
         output = self.output(x_t, t, condition if self.condition else None)
         return diffusion.x0_from(self.prediction, output, x_t.float(), alpha, sigma)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from poiesis.config import check
 from poiesis.models.base import Batch, preset
-from poiesis.models.diffusion.denoising import DenoisingModel, network_sizes, padded, side_of
+from poiesis.models.diffusion.continuous import ContinuousModel
+from poiesis.models.diffusion.denoising import network_sizes, padded, side_of
 from poiesis.sampling import diffusion
 from poiesis.sampling.processes import exploding
 from poiesis.spec import Spec
@@ -19,7 +20,7 @@ from poiesis.spec import Spec
 __all__ = ["EDM"]
 
 
-class EDM(DenoisingModel):
+class EDM(ContinuousModel):
     """Diffusion as EDM has it: inputs and outputs of unit variance at every level of noise.
 
     Good at: the best images in few network calls; stable training without tuning. Not good at:
@@ -30,7 +31,7 @@ class EDM(DenoisingModel):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(DenoisingModel.Config):
+    class Config(ContinuousModel.Config):
         """Options of the network, the noise and its training."""
 
         noise_mean: float = -1.2
@@ -44,7 +45,7 @@ class EDM(DenoisingModel):
             check("noise_std", self.noise_std, low=0, high=10, open_low=True)
 
     @dataclass(frozen=True, kw_only=True)
-    class Sampling(DenoisingModel.Sampling):
+    class Sampling(ContinuousModel.Sampling):
         """How samples are drawn."""
 
         sampler: Literal[
@@ -109,10 +110,6 @@ class EDM(DenoisingModel):
         normal = torch.special.ndtri(shares.clamp(1e-3, 1 - 1e-3))
         return (c.noise_mean + c.noise_std * normal).exp()
 
-    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return α = 1 and σ = t."""
-        return torch.ones_like(t), t
-
     def network_level(self, t: Tensor) -> Tensor:
         """Return ln σ / 4, stretched to the scale of the embedding."""
         low, high = (math.log(v) for v in (self.process.t_min, self.process.t_max))
@@ -121,7 +118,3 @@ class EDM(DenoisingModel):
     def input_scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Return c_in = 1 / sqrt(σ² + σ_data²)."""
         return (sigma.square() + diffusion.DATA_STD**2).rsqrt()
-
-    def path(self, options: Sampling) -> diffusion.Path:
-        """Return noise levels from 80 to 0.002, then clean data (eq. 5)."""
-        return self.process.path(self.steps_of(options), options.spacing)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from poiesis.models.base import Batch, preset
-from poiesis.models.diffusion.denoising import DenoisingModel, network_sizes, padded, side_of
+from poiesis.models.diffusion.continuous import ContinuousModel
+from poiesis.models.diffusion.denoising import network_sizes, padded, side_of
 from poiesis.sampling import diffusion
 from poiesis.sampling.processes import straight
 from poiesis.spec import Spec
@@ -17,7 +18,7 @@ from poiesis.spec import Spec
 __all__ = ["FlowMatching"]
 
 
-class FlowMatching(DenoisingModel):
+class FlowMatching(ContinuousModel):
     """Flow matching: a network learns the velocity that carries noise to data in straight lines.
 
     Good at: images as diffusion makes them, in fewer and plainer steps; vectors and toy data; a
@@ -29,7 +30,7 @@ class FlowMatching(DenoisingModel):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(DenoisingModel.Config):
+    class Config(ContinuousModel.Config):
         """Options of the network, the flow and its training."""
 
         times: Literal["uniform", "logit-normal"] = "uniform"
@@ -37,14 +38,6 @@ class FlowMatching(DenoisingModel):
         coupling: Literal["independent", "optimal-transport"] = "independent"
         """How noise is paired with data: at random, or within the batch so that the sum of squared
         distances is smallest, which straightens the flow (arXiv 2302.00482)."""
-
-    @dataclass(frozen=True, kw_only=True)
-    class Sampling(DenoisingModel.Sampling):
-        """How samples are drawn."""
-
-        spacing: Literal["uniform", "logsnr", "karras"] = "uniform"
-        """How the noise of the steps falls: evenly, in the log of its ratio to the signal, or by
-        that ratio's 7th root."""
 
     known_as = "flow-matching"
     process = straight()
@@ -96,28 +89,27 @@ class FlowMatching(DenoisingModel):
         eps = super().draw_noise(batch)
         if self.config.coupling == "independent":
             return eps
-        return eps[matched(batch.x, eps)]
-
-    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return α = 1 − t and σ = t."""
-        return 1 - t, t
+        return eps[matched(batch.x, eps, batch.condition if self.condition else None)]
 
     def network_level(self, t: Tensor) -> Tensor:
         """Return times on the scale of the embedding."""
         return 1000 * t
 
-    def path(self, options: Sampling) -> diffusion.Path:
-        """Return times from 1, noise, towards 0, data."""
-        return self.process.path(self.steps_of(options), options.spacing)
 
+def matched(x: Tensor, eps: Tensor, condition: Tensor | None = None) -> Tensor:
+    """Return the order of eps's rows (b,) with the least sum of squared distances to x's.
 
-def matched(x: Tensor, eps: Tensor) -> Tensor:
-    """Return the permutation of eps's rows (b,) with the least sum of squared distances to x's.
-
-    Exact, by the Hungarian method; for one class's rows among others', pair by class beforehand.
+    Exact, by the Hungarian method. With classes, rows are exchanged within their class alone: each
+    class's noise must stay normal, since sampling begins there.
     """
     from scipy.optimize import linear_sum_assignment
 
-    cost = torch.cdist(x.flatten(1).double(), eps.flatten(1).double()).square()
-    _, columns = linear_sum_assignment(cost.cpu().numpy())
-    return torch.from_numpy(columns).to(x.device)
+    order = torch.arange(len(x), device=x.device)
+    groups = [order.clone()]
+    if condition is not None:
+        groups = [order[condition == c] for c in condition.unique()]
+    for rows in groups:
+        cost = torch.cdist(x[rows].flatten(1).double(), eps[rows].flatten(1).double()).square()
+        _, columns = linear_sum_assignment(cost.cpu().numpy())
+        order[rows] = rows[torch.from_numpy(columns).to(x.device)]
+    return order

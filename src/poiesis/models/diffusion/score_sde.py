@@ -9,7 +9,8 @@ from typing import Literal
 from torch import Tensor
 
 from poiesis.models.base import Batch, preset
-from poiesis.models.diffusion.denoising import DenoisingModel, network_sizes
+from poiesis.models.diffusion.continuous import ContinuousModel
+from poiesis.models.diffusion.denoising import network_sizes
 from poiesis.sampling import diffusion
 from poiesis.sampling.processes import Process, exploding, preserving, sub_preserving
 from poiesis.spec import Classes, Spec
@@ -20,7 +21,7 @@ _LOW, _HIGH = 0.01, 50.0
 """Range of σ of the variance exploding SDE (appendix C, CIFAR-10)."""
 
 
-class ScoreSDE(DenoisingModel):
+class ScoreSDE(ContinuousModel):
     """Score matching in continuous time: the noise is a stochastic differential equation.
 
     Good at: studying noises (variance preserving, sub-VP, exploding) with one network and any
@@ -32,14 +33,17 @@ class ScoreSDE(DenoisingModel):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(DenoisingModel.Config):
+    class Config(ContinuousModel.Config):
         """Options of the network, the noise and its training."""
 
         sde: Literal["vp", "sub-vp", "ve"] = "vp"
         """Variance preserving, its variant of smaller variance, or exploding."""
+        prediction: Literal["F", "eps"] = "F"
+        """What the network predicts: the noise, as in the paper, or EDM's mix of noise and data,
+        which is well conditioned at every level."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Sampling(DenoisingModel.Sampling):
+    class Sampling(ContinuousModel.Sampling):
         """How samples are drawn."""
 
         spacing: Literal["logsnr", "uniform", "karras"] = "logsnr"
@@ -62,9 +66,18 @@ class ScoreSDE(DenoisingModel):
         """Small and quick: minutes on a CPU for images up to 32 px; deeper for larger ones."""
         return ScoreSDE.Config(**network_sizes(spec, "score-sde"))
 
+    @preset
+    @staticmethod
+    def paper(spec: Spec) -> Config:
+        """The same network trained to predict the noise, as the paper's."""
+        return ScoreSDE.Config(**network_sizes(spec, "score-sde"), prediction="eps")
+
     # -- the noise ------------------------------------------------------------------------------
 
-    prediction: diffusion.Prediction = "eps"  # pyright: ignore
+    @property
+    def prediction(self) -> diffusion.Prediction:
+        """What the network predicts."""
+        return self.config.prediction
 
     def draw_times(self, batch: Batch) -> Tensor:
         """Draw times evenly; with the exploding SDE, ln σ evenly."""
@@ -77,10 +90,6 @@ class ScoreSDE(DenoisingModel):
             return low * (high / low) ** shares
         return low + (high - low) * shares
 
-    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return α and σ of times (b,)."""
-        return self.process.marginal(t)
-
     def network_level(self, t: Tensor) -> Tensor:
         """Return times on the scale of the embedding."""
         low, high = self.process.t_min, self.process.t_max
@@ -91,7 +100,3 @@ class ScoreSDE(DenoisingModel):
     def input_scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Return what gives the network's input unit variance at every level."""
         return (sigma.square() + (alpha * diffusion.DATA_STD).square()).rsqrt()
-
-    def path(self, options: Sampling) -> diffusion.Path:
-        """Return times from noise towards data."""
-        return self.process.path(self.steps_of(options), options.spacing)
