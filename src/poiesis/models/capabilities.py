@@ -25,7 +25,9 @@ __all__ = [
     "Decode",
     "Denoiser",
     "Discriminate",
+    "Edit",
     "Encode",
+    "Inpaint",
     "LevelCdf",
     "LogProb",
     "LogProbability",
@@ -166,6 +168,44 @@ class Denoiser(Protocol):
 
 
 @runtime_checkable
+class Edit(Protocol):
+    """Variants of given data."""
+
+    def edit(
+        self,
+        x: Tensor,
+        noise: Noise,
+        condition: Tensor | None = None,
+        options: Any = None,
+        *,
+        strength: float = 0.5,
+    ) -> Tensor:
+        """Return variants of x, the less like it the higher the strength, (0, 1]."""
+        ...
+
+
+@runtime_checkable
+class Inpaint(Protocol):
+    """Missing parts filled in."""
+
+    def inpaint(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        noise: Noise,
+        condition: Tensor | None = None,
+        options: Any = None,
+        *,
+        resamples: int = 5,
+    ) -> Tensor:
+        """Return x with what the mask covers (1) made anew; the rest (0) as it was.
+
+        resamples: how often a step is repeated so that the two fit, where there are steps.
+        """
+        ...
+
+
+@runtime_checkable
 class Discriminate(Protocol):
     """How real data looks to a discriminator or critic."""
 
@@ -183,6 +223,8 @@ CAPABILITIES: dict[str, type] = {
     "conditionals": Conditionals,
     "bits_back": BitsBack,
     "denoiser": Denoiser,
+    "edit": Edit,
+    "inpaint": Inpaint,
     "discriminate": Discriminate,
 }
 
