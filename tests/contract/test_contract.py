@@ -350,7 +350,7 @@ CASES = {
             },
             learns="train",
         )
-        for name in ("edm", "flow-matching", "score-sde")
+        for name in ("edm", "flow-matching", "score-sde", "consistency")
     },
     **{
         f"{name}, vectors": Case(
@@ -360,7 +360,7 @@ CASES = {
             learns="train",
             falls=0.95,
         )
-        for name in ("ddpm", "edm", "flow-matching", "score-sde")
+        for name in ("ddpm", "edm", "flow-matching", "score-sde", "consistency")
     },
     "transformer": Case(
         name="transformer",
