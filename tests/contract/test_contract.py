@@ -356,6 +356,7 @@ CASES = {
         name="consistency",
         options={"channels": 8, "multipliers": (1,), "attention": (8,), "learning_rate": 1e-2},
         learns="train",
+        steps=120,
         falls=0.95,
     ),
     **{
