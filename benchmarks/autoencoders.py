@@ -165,12 +165,12 @@ def score_codes(trained: Trained) -> tuple[Values, list[Any]]:
             back.append(trained.view.invert(model.decode(latent)))
     pixels, found = test.fetch(torch.arange(len(test)))[0], torch.cat(back)
     value = float(perplexity(used))
-    columns = SHOWN // 10
+    spread = torch.linspace(0, len(test) - 1, SHOWN // 2).long()  # a test set may go by class
     shown = [
-        trained.codec.decode(image)
-        for first in range(0, SHOWN // 2, columns)
+        trained.codec.decode(rows[place])
+        for line in spread.split(SHOWN // 10)
         for rows in (pixels, found)
-        for image in rows[first : first + columns]
+        for place in line
     ]
     return {
         "perplexity": value,
@@ -235,7 +235,7 @@ def table(records: Records) -> str:
         if row.name in records:
             shown = f"the first {SHOWN} samples, in order"
             if row.score == "codes":
-                shown = f"the first {SHOWN // 2} test images, each row above its reconstructions"
+                shown = f"{SHOWN // 2} test images in even steps, each row above what came back"
             lines += [
                 "",
                 f"{row.what}: {shown}.",
