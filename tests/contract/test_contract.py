@@ -333,6 +333,51 @@ CASES = {
         learns="discriminator",
         expected_failures=NO_OFFSET,
     ),
+    "sngan": Case(
+        name="sngan",
+        options={
+            "generator_widths": (8, 8),
+            "discriminator_widths": (8, 8),
+            "latent_dim": 8,
+            "discriminator_lr": 2e-3,
+        },
+        learns="discriminator",
+    ),
+    "sngan, by class": Case(
+        name="sngan",
+        options={
+            "generator_widths": (16, 8),
+            "discriminator_widths": (8,),
+            "latent_dim": 8,
+            "conditional": True,
+            "critic_steps": 2,
+            "discriminator_lr": 2e-3,
+        },
+        learns="discriminator",
+    ),
+    "sagan": Case(
+        name="sagan",
+        options={
+            "generator_widths": (8, 8),
+            "discriminator_widths": (8, 8),
+            "final_size": 8,
+            "attention": (),
+            "latent_dim": 8,
+            "discriminator_lr": 2e-3,
+        },
+        learns="discriminator",
+    ),
+    "biggan": Case(
+        name="biggan",
+        options={
+            "generator_widths": (16, 8),
+            "discriminator_widths": (8, 8),
+            "latent_dim": 8,
+            "shared_dim": 4,
+            "discriminator_lr": 2e-3,
+        },
+        learns="discriminator",
+    ),
     "ddpm": Case(
         name="ddpm",
         options={"channels": 8, "multipliers": (1,), "attention": (8,), "blocks": 1, "warmup": 5},
