@@ -241,8 +241,12 @@ class GenerativeModel(nn.Module):
 
     @classmethod
     def preset(cls, name: str, spec: Spec) -> Any:
-        """Return the full config of a named preset for data of this spec; raises ConfigError."""
+        """Return the full config of a named preset for data of this spec; raises ConfigError.
+
+        Dashes in the name are as good as underscores.
+        """
         presets = cls.presets()
+        name = name.replace("-", "_")
         if name not in presets:
             hint = suggest(name, presets) or f"; known: {', '.join(presets)}"
             raise ConfigError(f"{cls.__name__} has no preset {name!r}{hint}")

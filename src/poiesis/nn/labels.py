@@ -1,21 +1,24 @@
-"""Vectors that stand for classes."""
+"""What a label is to a network: a row of a table."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-__all__ = ["Labels"]
+__all__ = ["LabelEmbedding", "rows"]
 
 
-class Labels(nn.Embedding):
-    """An embedding of classes, and of mixtures of them.
+def rows(table: Tensor, label: Tensor) -> Tensor:
+    """Return rows (b, width) of a table (k, width).
 
-    Input int64 (b,), or weights of the classes (b, k), float, for a way from one class to another.
-    Output (b, d).
+    label: classes, int64 (b,), or attributes, float (b, k), whose rows are added up.
     """
+    return label @ table if label.is_floating_point() else F.embedding(label, table)
+
+
+class LabelEmbedding(nn.Embedding):
+    """Rows of a learned table, by class or attribute."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the vector of each row's class, or the weighted sum of all."""
-        if input.is_floating_point():
-            return input.to(self.weight.dtype) @ self.weight
-        return super().forward(input)
+        """Return (b, width) of classes (b,) or attributes (b, k)."""
+        return rows(self.weight, input)

@@ -125,9 +125,17 @@ class Adversarial(GenerativeModel):
 
         temperature: float = 1.0
         """Standard deviation of the noise; below 1: fewer odd samples, less variety."""
+        truncation: float | None = None
+        """Largest absolute value of the noise before that factor: its normal distribution is cut
+        off there (arXiv:1809.11096); none: not at all."""
+        candidates: int = 1
+        """Samples made for each one kept, which the discriminator chooses: at random in proportion
+        to how real each looks by a loss that estimates it, else the best."""
 
         def __post_init__(self) -> None:
             check("temperature", self.temperature, low=0, high=100)
+            check("truncation", self.truncation, low=0, high=100, open_low=True)
+            check("candidates", self.candidates, low=1, high=10_000)
 
     generator: nn.Module
     discriminator: nn.Module
@@ -161,8 +169,8 @@ class Adversarial(GenerativeModel):
 
     def stages(self) -> Sequence[Stage]:
         """Return one stage: discriminator steps, a lazy penalty if it is due, a generator step."""
-        c, own = self.config, ("discriminator",)
-        if c.label_smoothing and self.adversarial.paired:
+        c, own, paired = self.config, ("discriminator",), self.adversarial.paired
+        if c.label_smoothing and paired:
             raise ConfigError(f"label_smoothing needs a loss of single samples, not {c.loss}")
         phases = [
             Phase(
@@ -190,7 +198,7 @@ class Adversarial(GenerativeModel):
 
         Real and fake go through it apart: they are separate batches to a batch normalisation.
         """
-        c, loss = self.config, self.adversarial
+        c = self.config
         with torch.no_grad():
             fake = self._fake(batch)
         penalised = self._has_gradient_penalty and c.penalty_every == 1
@@ -198,11 +206,7 @@ class Adversarial(GenerativeModel):
         with twice_differentiable() if real.requires_grad or fake.requires_grad else nullcontext():
             real_score, real_cost = self._judge(real, batch, step)
             fake_score, fake_cost = self._judge(fake, batch, step)
-        values = loss.discriminator(real_score, fake_score) + real_cost + fake_cost
-        if c.label_smoothing:
-            # The expected loss if this share of the real samples is labelled as fake.
-            turned = loss.discriminator(None, real_score) - loss.discriminator(real_score, None)
-            values = values + c.label_smoothing * turned
+        values = self._game(real_score, fake_score) + real_cost + fake_cost
         logs = self._logs(real_score.detach(), fake_score.detach())
         if penalised:
             judged = ((real_score, real), (fake_score, fake))
@@ -250,6 +254,16 @@ class Adversarial(GenerativeModel):
         cost = F.cross_entropy(classes.float(), batch.condition, reduction="none")
         return score, weight * cost
 
+    def _game(self, real: Tensor | None, fake: Tensor | None) -> Tensor:
+        """Return the discriminator's loss on logits (b,); None leaves a term out."""
+        loss, share = self.adversarial, self.config.label_smoothing
+        values = loss.discriminator(real, fake)
+        if share and real is not None:
+            # The expected loss if this share of the real samples is labelled as fake.
+            turned = loss.discriminator(None, real) - loss.discriminator(real, None)
+            values = values + share * turned
+        return values
+
     @property
     def _has_gradient_penalty(self) -> bool:
         return self.config.penalty not in ("none", "clip")
@@ -279,30 +293,73 @@ class Adversarial(GenerativeModel):
         squares = [squared_gradient(score, x) for score, x in judged if x.requires_grad]
         return weight / 2 * torch.stack(squares).sum(0)
 
-    def _logs(self, real_score: Tensor, fake_score: Tensor) -> dict[str, Tensor | float]:
-        logs: dict[str, Tensor | float] = {"real_score": real_score, "fake_score": fake_score}
+    def _logs(self, real: Tensor | None, fake: Tensor | None) -> dict[str, Tensor | float]:
+        """Return what to log of the logits (b,): means, shares told rightly, their distance."""
+        logs: dict[str, Tensor | float] = {}
         boundary = self.adversarial.boundary
-        if boundary is not None:
-            logs["real_accuracy"] = (real_score > boundary).float()
-            logs["fake_accuracy"] = (fake_score <= boundary).float()
-        if self.config.loss == "wasserstein":
-            # At the optimum the distance itself, times the critic's Lipschitz constant.
-            logs["earth_mover"] = real_score.float() - fake_score.float()
+        for name, score in (("real", real), ("fake", fake)):
+            if score is not None:
+                logs[f"{name}_score"] = score
+                if boundary is not None:
+                    told = score > boundary if name == "real" else score <= boundary
+                    logs[f"{name}_accuracy"] = told.float()
+        if self.config.loss == "wasserstein" and real is not None and fake is not None:
+            # Where the critic is at its optimum, the distance times its Lipschitz constant.
+            logs["earth_mover"] = real.float() - fake.float()
         return logs
 
     # -- what it can do --------------------------------------------------------------------------
 
     def draw(self, noise: Noise, condition: Tensor | None, options: Any) -> Tensor:
-        """Generate from normal noise, (n, *spec.shape)."""
-        z = noise.randn(self.config.latent_dim) * options.temperature
-        return self.generator(z, condition).float()
+        """Generate from normal noise, (n, *spec.shape). condition: classes (n,), or weights (n, k).
+
+        Of several candidates, one is drawn with probabilities in proportion to exp(logit). Where
+        logits are log-ratios of densities, that is sampling-importance resampling, which turns the
+        generator's distribution into the data's as far as the discriminator knows both; unlike
+        discriminator rejection sampling (arXiv:1810.06758) it takes as long for every sample.
+        """
+        x = self.generator(self._latent(noise, options), condition).float()
+        if options.candidates == 1:
+            return x
+        best = self._choice(noise, x, condition)
+        for _ in range(options.candidates - 1):
+            other = self.generator(self._latent(noise, options), condition).float()
+            score = self._choice(noise, other, condition)
+            better = score > best
+            x = torch.where(better.view(-1, *[1] * (x.dim() - 1)), other, x)
+            best = torch.where(better, score, best)
+        return x
+
+    def _latent(self, noise: Noise, options: Any) -> Tensor:
+        if options.truncation is None:
+            z = noise.randn(self.config.latent_dim)
+        else:
+            below = torch.special.ndtr(torch.tensor(-options.truncation, dtype=torch.float64))
+            share = below + (1 - 2 * below) * noise.rand(self.config.latent_dim).double()
+            z = torch.special.ndtri(share).float()
+        return z * options.temperature
+
+    def _choice(self, noise: Noise, x: Tensor, condition: Tensor | None) -> Tensor:
+        """Return the logits (n,), with Gumbel noise where the largest is to be a fair draw."""
+        logit = self.discriminate(x, condition)
+        if self.adversarial.log_ratio:
+            logit = logit - noise.rand().clamp(min=1e-30).log().neg().log()
+        return logit
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return the sample in the view of noise z (b, z)."""
+        return self.generator(latent, self._asked(condition)).float()
 
     def discriminate(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the discriminator's logits (b,), higher is more real."""
+        return self.discriminator(x, self._asked(condition)).float()
+
+    def _asked(self, condition: Tensor | None) -> Tensor | None:
         if self.condition is not None and condition is None:
             kind = type(self).__name__
             raise ConfigError(f"this {kind} is conditional; give the class of each sample")
-        return self.discriminator(x, condition).float()
+        return condition
 
 
 def _weights(network: nn.Module) -> Iterator[Tensor]:

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from poiesis.config import check
 from poiesis.errors import ConfigError, SpecError
 from poiesis.models.base import preset
 from poiesis.models.gans.adversarial import Adversarial
-from poiesis.nn.labels import Labels
-from poiesis.nn.mlp import mlp
+from poiesis.models.gans.dense import DenseDiscriminator, DenseGenerator
 from poiesis.spec import Classes, Grid, Spec, Vector
 
 __all__ = ["GAN"]
-
-_leaky = partial(nn.LeakyReLU, 0.2)
 
 
 class GAN(Adversarial):
@@ -93,64 +85,27 @@ class GAN(Adversarial):
         if isinstance(spec, Vector):
             return spec
         if not isinstance(spec, Grid) or len(spec.size) != 2 or not 1 <= spec.channels <= 4:
-            raise SpecError(f"a GAN learns images of 1 to 4 channels or vectors, not {spec}")
+            name = f"a {cls.__name__}"
+            raise SpecError(f"{name} learns images of 1 to 4 channels or vectors, not {spec}")
         return Grid(channels=spec.channels, size=spec.size, domain="signed", levels=spec.levels)
 
     def __init__(self, config: Any, spec: Spec, condition: Classes | None = None) -> None:
         super().__init__(config, spec, condition)
         classes = self.condition.count if self.condition else 0
-        self.generator = _Generator(config, spec, classes)
-        self.discriminator = _Discriminator(config, spec, classes)
-
-
-class _Generator(nn.Sequential):
-    """z (b, z) → data (b, *shape) in the view's range."""
-
-    def __init__(self, config: GAN.Config, spec: Spec, classes: int) -> None:
-        beside = config.label_dim if classes else 0
-        widths = (config.latent_dim + beside, *config.generator_widths, spec.dims)
-        super().__init__(*mlp(widths, _leaky, norm=nn.BatchNorm1d if config.batch_norm else None))
-        self.depth = len(self)
-        self.label = Labels(classes, beside) if classes else None
-        self.spec = spec
-
-    def forward(self, z: Tensor, label: Tensor | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        h = z if self.label is None else torch.cat((z, self.label(label)), dim=1)
-        for layer in itertools.islice(self, self.depth):
-            h = layer(h)
-        x = h.unflatten(1, self.spec.shape)
-        if self.spec.domain == "signed":
-            return x.tanh()
-        return x.sigmoid() if self.spec.domain in ("unit", "bits") else x
-
-
-class _Discriminator(nn.Sequential):
-    """Data (b, *shape) → logit (b,), and with classify also logits of the classes (b, k)."""
-
-    def __init__(self, config: GAN.Config, spec: Spec, classes: int) -> None:
-        auxiliary = bool(config.auxiliary_weight)
-        told = classes if not auxiliary else 0
-        beside = config.label_dim if told and not config.projection else 0
-        last = config.discriminator_widths[-1]
-        widths = (spec.dims + beside, *config.discriminator_widths, 1)
-        super().__init__(*mlp(widths, _leaky, dropout=config.dropout))
-        self.depth = len(self)
-        self.label = Labels(told, beside) if beside else None
-        self.projection = Labels(told, last) if told and config.projection else None
-        self.classifier = nn.Linear(last, classes) if auxiliary else None
-
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: Tensor, label: Tensor | None, classify: bool = False
-    ) -> Any:
-        h = x.flatten(1)
-        if self.label is not None:
-            h = torch.cat((h, self.label(label)), dim=1)
-        for layer in itertools.islice(self, self.depth - 1):
-            h = layer(h)
-        logit = self[self.depth - 1](h).flatten()
-        if self.projection is not None:
-            logit = logit + (self.projection(label) * h).sum(1)
-        if classify:
-            assert self.classifier is not None
-            return logit, self.classifier(h)
-        return logit
+        self.generator = DenseGenerator(
+            config.latent_dim,
+            config.generator_widths,
+            spec,
+            classes=classes,
+            label_dim=config.label_dim,
+            batch_norm=config.batch_norm,
+        )
+        self.discriminator = DenseDiscriminator(
+            config.discriminator_widths,
+            spec,
+            classes=classes,
+            label_dim=config.label_dim,
+            projection=config.projection,
+            classify=bool(config.auxiliary_weight),
+            dropout=config.dropout,
+        )

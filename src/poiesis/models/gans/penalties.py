@@ -43,7 +43,7 @@ def squared_gradient(scores: Tensor, x: Tensor) -> Tensor:
     scores: (b,), computed from x (b, …), which requires a gradient.
     """
     again = torch.is_grad_enabled()
-    (gradient,) = torch.autograd.grad(scores.float().sum(), x, create_graph=again)
+    (gradient,) = torch.autograd.grad(scores, x, torch.ones_like(scores), create_graph=again)
     return gradient.float().square().sum(tuple(range(1, x.dim())))
 
 
