@@ -3,8 +3,8 @@
 Both change real and generated images alike, so that the generator learns the images and not their
 changes. A `Transform` has its random numbers drawn and is then a pure function, affine in the
 images, which gradients pass twice (R1 and R2 need that). Shapes: images (b, c, h, w) in [-1, 1],
-any number of channels and any size; results are float32, also under autocast. Numbers are drawn
-from a batch or from `Draws`, so a resumed run repeats them.
+any number of channels and any size; results are float32, also under autocast. Numbers come from a
+batch or from `Draws`, so a resumed run repeats them.
 """
 
 from __future__ import annotations
@@ -21,19 +21,28 @@ from poiesis import processes
 
 __all__ = [
     "Adaptation",
+    "Source",
     "Transform",
     "ada",
     "blit",
     "cut",
     "diffaugment",
     "hue",
+    "noised",
     "recolour",
+    "same",
     "shift",
     "warp",
 ]
 
-Transform = Callable[[Tensor], Tensor]
-"""Images (b, c, h, w) → augmented ones of the same shape, float32; affine in the images."""
+
+class Transform(Protocol):
+    """A change of data (b, …) that is affine: linear, plus constants."""
+
+    def __call__(self, x: Tensor, share: Tensor | None = None) -> Tensor:
+        """Return changed data; share: a factor of the constants for each sample, (b,), or 1."""
+        ...
+
 
 ADAPT_EVERY = 4
 """Batches between two adaptations (2006.06676, section 3.1)."""
@@ -59,6 +68,26 @@ class Source(Protocol):
         ...
 
 
+def same(x: Tensor, share: Tensor | None = None) -> Tensor:
+    """Return x itself: the `Transform` that changes nothing."""
+    return x
+
+
+def noised(before: Transform, noise: Tensor) -> Transform:
+    """Return the change `before`, and then noise (b, …) added."""
+    return lambda x, share=None: before(x, share) + _scaled(noise, share)
+
+
+def _scaled(constant: Tensor, share: Tensor | None) -> Tensor:
+    """Return a constant (b, …) times each sample's share (b,)."""
+    return constant if share is None else constant * share.view(-1, *[1] * (constant.dim() - 1))
+
+
+def _real(x: Tensor) -> Tensor:
+    """Return x in float32, or float64 if it is that."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 # -- DiffAugment -----------------------------------------------------------------------------------
 
 
@@ -78,11 +107,11 @@ def diffaugment(shape: Sequence[int], draws: Source) -> Transform:
     odd = torch.tensor([1 - side % 2 for side in hole], device=u.device)
     centre = (u[:, 5:7] * (size + odd)).long()
 
-    def transform(x: Tensor) -> Tensor:
+    def transform(x: Tensor, share: Tensor | None = None) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
+            x = _real(x)
             brightness, saturation, contrast = (v[:, None, None, None] for v in colour.unbind(1))
-            x = x + (brightness - 0.5)
+            x = x + _scaled(brightness - 0.5, share)
             grey = x.mean(1, keepdim=True)
             x = (x - grey) * (2 * saturation) + grey
             mean = x.mean((1, 2, 3), keepdim=True)
@@ -131,7 +160,7 @@ def ada(
     back, and nothing is drawn.
     """
     if p <= 0:
-        return _same
+        return same
     _, c, h, w = shape
     uniform, normal = draws.rand(24), draws.randn(7)
     u, n = iter(uniform.unbind(1)), iter(normal.unbind(1))
@@ -186,19 +215,18 @@ def ada(
     # Only images that change cost something.
     steps = [(rows.nonzero().flatten(), change, numbers) for rows, change, numbers in changes]
 
-    def transform(x: Tensor) -> Tensor:
+    def transform(x: Tensor, share: Tensor | None = None) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
+            x = _real(x)
             for rows, change, numbers in steps:
                 if len(rows):
-                    x = x.index_copy(0, rows, change(x[rows], *(v[rows] for v in numbers)))
+                    own = [v[rows] for v in numbers]
+                    if change is recolour:
+                        own[1] = _scaled(own[1], None if share is None else share[rows])
+                    x = x.index_copy(0, rows, change(x[rows], *own))
             return x
 
     return transform
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
 
 
 def _about(x: Tensor, y: Tensor) -> Tensor:
