@@ -28,7 +28,7 @@ from poiesis.files import make_wav
 from poiesis.models import capabilities
 from poiesis.models.base import Batch
 from poiesis.models.trained import build, load
-from poiesis.rng import Draws
+from poiesis.rng import Draws, Noise
 from poiesis.spec import Classes, Grid, Tokens, Vector
 from poiesis.training import verb
 from poiesis.training.config import TrainConfig
@@ -657,6 +657,11 @@ def test_every_declared_capability_works(case):
         # The part of it that the latent space consists of is enough.
         parts = latent_parts(model.encode(x, y))
         torch.testing.assert_close(model.decode(parts.get("z", parts), y), whole)
+    if "prior" in able:
+        z = model.prior(Noise(3, range(b)))
+        assert z.shape[0] == b and 0.5 < float(z.std()) < 1.5
+        drawn = model.sample(b, seed=3, condition=y, precision="fp32")
+        torch.testing.assert_close(model.decode(z, y), drawn)
     if "reconstruct" in able:
         assert model.reconstruct(x, y).shape == x.shape
         assert torch.equal(model.reconstruct(x, y), model.reconstruct(x, y))

@@ -287,6 +287,27 @@ def test_penalties_work_under_autocast_and_without_autograd():
     torch.testing.assert_close(again, exact)
 
 
+@pytest.mark.parametrize("penalty", ["gradient", "zero-centred"])
+def test_penalties_leave_compiled_networks_aside(penalty):
+    model = make(WGANGP, POINTS, penalty=penalty)
+    x = data(model, 4)
+    exact, _ = model.discriminator_loss(make_batch(x), 0)
+    calls = []
+
+    def backend(graph, inputs):
+        calls.append(graph)
+        return graph
+
+    model.discriminator.compile(backend=backend)
+    loss, _ = model.discriminator_loss(make_batch(x), 0)
+    torch.testing.assert_close(loss, exact)
+    if penalty == "gradient":  # the game itself is compiled
+        assert len(calls) == 1
+    else:
+        assert not calls
+    loss.mean().backward()
+
+
 # -- options -------------------------------------------------------------------------------------
 
 

@@ -37,7 +37,8 @@ class SampleArgs:
     out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
     """Folder for the files (default: RUN/samples/seed-SEED); for rows of a table also a .csv."""
     label: Annotated[str | None, tyro.conf.arg(name="class")] = None
-    """Class by name or number, if the model learned classes (default: each in turn)."""
+    """Class by name or number, if the model learned classes (default: each in turn); or
+    attributes by name, separated by commas, the others absent (none: all absent)."""
     prompt: str | None = None
     """Text to continue."""
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from torch import Tensor
 
 from poiesis.errors import CapabilityError
+from poiesis.rng import Noise
 
 __all__ = [
     "CAPABILITIES",
@@ -28,6 +29,7 @@ __all__ = [
     "LevelCdf",
     "LogProb",
     "LogProbability",
+    "Prior",
     "Reconstruct",
     "of",
     "require",
@@ -76,6 +78,15 @@ class Decode(Protocol):
 
     def decode(self, latent: Any, condition: Tensor | None = None) -> Tensor:
         """Return data in the model's view."""
+        ...
+
+
+@runtime_checkable
+class Prior(Protocol):
+    """Latents that samples are made of, for a model that decodes but does not encode."""
+
+    def prior(self, noise: Noise) -> Tensor:
+        """Return the latents (n, z), standard normal, that `decode` makes these samples of."""
         ...
 
 
@@ -166,6 +177,7 @@ class Discriminate(Protocol):
 CAPABILITIES: dict[str, type] = {
     "encode": Encode,
     "decode": Decode,
+    "prior": Prior,
     "reconstruct": Reconstruct,
     "log_prob": LogProbability,
     "conditionals": Conditionals,

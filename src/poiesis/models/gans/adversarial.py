@@ -38,7 +38,7 @@ from poiesis.models.gans.penalties import (
     twice_differentiable,
 )
 from poiesis.rng import Noise
-from poiesis.spec import Classes, Grid, Spec
+from poiesis.spec import Condition, Grid, Spec
 
 __all__ = ["Adversarial"]
 
@@ -48,8 +48,9 @@ class Adversarial(GenerativeModel):
 
     A subclass sets, in its `__init__`, `generator`, called as generator(z, label) → data (b,
     *spec.shape) in the view's range, and `discriminator`, called as discriminator(x, label) →
-    logits (b,). z is (b, z); label is int64 (b,), or None without classes. A discriminator that
-    can classify also takes ``classify=True``: it returns (logits, logits of the classes (b, k)).
+    logits (b,). z is (b, z); label is int64 (b,), float (b, k) for attributes and for mixtures of
+    classes, or None. A discriminator that can classify also takes ``classify=True`` and then
+    returns (logits, logits of the classes (b, k)).
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class Adversarial(GenerativeModel):
         latent_dim: int = 100
         """Dimensions of the normal noise that the generator turns into a sample."""
         conditional: bool = False
-        """Generate by class; needs data with classes."""
+        """Generate by class or attributes; needs data with classes, or with data.attributes."""
         loss: str = "non-saturating"
         """minimax, non-saturating, least-squares, wasserstein, hinge or relativistic; or the import
         path package.module:NAME of your own AdversarialLoss."""
@@ -157,10 +158,11 @@ class Adversarial(GenerativeModel):
             check("truncation", self.truncation, low=0, high=100, open_low=True)
             check("candidates", self.candidates, low=1, high=10_000)
 
+    mixes_classes = True
     generator: nn.Module
     discriminator: nn.Module
 
-    def __init__(self, config: Any, spec: Spec, condition: Classes | None = None) -> None:
+    def __init__(self, config: Any, spec: Spec, condition: Condition | None = None) -> None:
         if config.conditional and condition is None:
             raise ConfigError("conditional = True needs data with classes; set it to False")
         super().__init__(config, spec, condition if config.conditional else None)
@@ -300,8 +302,7 @@ class Adversarial(GenerativeModel):
             return self.discriminator(x, batch.condition), 0.0
         score, classes = self.discriminator(x, batch.condition, classify=True)
         assert batch.condition is not None
-        cost = F.cross_entropy(classes.float(), batch.condition, reduction="none")
-        return score, weight * cost
+        return score, weight * _telling(classes.float(), batch.condition)
 
     def _game(self, real: Tensor | None, fake: Tensor | None) -> Tensor:
         """Return the discriminator's loss on logits (b,); None leaves a term out."""
@@ -392,7 +393,7 @@ class Adversarial(GenerativeModel):
 
     def _latent(self, noise: Noise, options: Any) -> Tensor:
         if options.truncation is None:
-            z = noise.randn(self.config.latent_dim)
+            z = self.prior(noise)
         else:
             below = torch.special.ndtr(torch.tensor(-options.truncation, dtype=torch.float64))
             share = below + (1 - 2 * below) * noise.rand(self.config.latent_dim).double()
@@ -405,6 +406,10 @@ class Adversarial(GenerativeModel):
         if self.adversarial.log_ratio:
             logit = logit - noise.rand().clamp(min=1e-30).log().neg().log()
         return logit
+
+    def prior(self, noise: Noise) -> Tensor:
+        """Return standard normal z (n, z)."""
+        return noise.randn(self.config.latent_dim)
 
     @torch.no_grad()
     def decode(self, latent: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -420,6 +425,13 @@ class Adversarial(GenerativeModel):
             kind = type(self).__name__
             raise ConfigError(f"this {kind} is conditional; give the class of each sample")
         return condition
+
+
+def _telling(logits: Tensor, label: Tensor) -> Tensor:
+    """Return the cross-entropy of telling classes (b,), or each of the attributes (b, k): (b,)."""
+    if label.is_floating_point():
+        return F.binary_cross_entropy_with_logits(logits, label, reduction="none").sum(1)
+    return F.cross_entropy(logits, label, reduction="none")
 
 
 def _weights(network: nn.Module) -> Iterator[Tensor]:

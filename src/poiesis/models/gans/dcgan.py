@@ -28,7 +28,7 @@ from poiesis.models.gans.convolutional import (
     initialise,
 )
 from poiesis.models.gans.padding import padded_size, padded_view
-from poiesis.spec import Classes, Grid, Spec
+from poiesis.spec import Condition, Grid, Spec
 
 __all__ = ["DCGAN"]
 
@@ -142,7 +142,7 @@ class DCGAN(Adversarial):
             )
         return padded_view(spec, size)
 
-    def __init__(self, config: Any, spec: Spec, condition: Classes | None = None) -> None:
+    def __init__(self, config: Any, spec: Spec, condition: Condition | None = None) -> None:
         super().__init__(config, spec, condition)
         assert isinstance(spec, Grid)
         classes = self.condition.count if self.condition else 0

@@ -10,7 +10,7 @@ from poiesis.errors import ConfigError, SpecError
 from poiesis.models.base import preset
 from poiesis.models.gans.adversarial import Adversarial
 from poiesis.models.gans.dense import DenseDiscriminator, DenseGenerator
-from poiesis.spec import Classes, Grid, Spec, Vector
+from poiesis.spec import Condition, Grid, Spec, Vector
 
 __all__ = ["GAN"]
 
@@ -89,7 +89,7 @@ class GAN(Adversarial):
             raise SpecError(f"{name} learns images of 1 to 4 channels or vectors, not {spec}")
         return Grid(channels=spec.channels, size=spec.size, domain="signed", levels=spec.levels)
 
-    def __init__(self, config: Any, spec: Spec, condition: Classes | None = None) -> None:
+    def __init__(self, config: Any, spec: Spec, condition: Condition | None = None) -> None:
         super().__init__(config, spec, condition)
         classes = self.condition.count if self.condition else 0
         self.generator = DenseGenerator(

@@ -7,6 +7,7 @@ on. torch.compile can't differentiate twice: compute the scores within `twice_di
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -18,7 +19,10 @@ __all__ = ["clip_", "gradient_penalty", "orthogonal", "squared_gradient", "twice
 @contextlib.contextmanager
 def twice_differentiable() -> Iterator[None]:
     """Record for autograd, even where it is off, and without compiled networks."""
-    with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+    # The compiler takes seconds to load, and has nothing to do with networks that it did not make.
+    compiled = "torch._dynamo" in sys.modules
+    eager = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
+    with torch.enable_grad(), eager:
         yield
 
 

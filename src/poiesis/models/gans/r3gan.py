@@ -23,7 +23,7 @@ from poiesis.models.gans.adversarial import Adversarial
 from poiesis.models.gans.padding import padded_size, padded_view
 from poiesis.models.gans.penalties import twice_differentiable
 from poiesis.nn.labels import LabelEmbedding
-from poiesis.spec import Classes, Spec, Vector
+from poiesis.spec import Condition, Spec, Vector
 
 __all__ = ["R3GAN"]
 
@@ -155,7 +155,7 @@ class R3GAN(Adversarial):
             )
         return padded_view(spec, size)
 
-    def __init__(self, config: Any, spec: Spec, condition: Classes | None = None) -> None:
+    def __init__(self, config: Any, spec: Spec, condition: Condition | None = None) -> None:
         super().__init__(config, spec, condition)
         classes = self.condition.count if self.condition else 0
         self.generator = _Generator(config, spec, classes)

@@ -18,7 +18,7 @@ from poiesis.models.gans.convolutional import (
 )
 from poiesis.models.gans.dense import DenseDiscriminator, DenseGenerator
 from poiesis.models.gans.padding import padded_size, padded_view
-from poiesis.spec import Classes, Grid, Spec, Vector
+from poiesis.spec import Condition, Grid, Spec, Vector
 
 __all__ = ["WGAN"]
 
@@ -104,7 +104,7 @@ class WGAN(Adversarial):
             check_widths(config.widths, size)
         return padded_view(spec, size)
 
-    def __init__(self, config: Any, spec: Spec, condition: Classes | None = None) -> None:
+    def __init__(self, config: Any, spec: Spec, condition: Condition | None = None) -> None:
         super().__init__(config, spec, condition)
         classes = self.condition.count if self.condition else 0
         told = {"classes": classes, "classify": bool(config.auxiliary_weight)}
