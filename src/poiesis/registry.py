@@ -195,6 +195,13 @@ MODELS: dict[str, Entry] = {
             summary="wide residual GAN by class, with truncation",
         ),
         Entry(
+            name="r3gan",
+            target="poiesis.models.gans.r3gan:R3GAN",
+            family="gans",
+            accepts=("image", "vector"),
+            summary="GAN of paired scores and two penalties: steady, covers the data, sharp",
+        ),
+        Entry(
             name="ddpm",
             target="poiesis.models.diffusion.ddpm:DDPM",
             family="diffusion",

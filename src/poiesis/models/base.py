@@ -105,6 +105,8 @@ class Optim:
     select: Callable[[str, nn.Parameter], bool] | None = None
     """Takes (name within the model, parameter): which of the networks' parameters; None is all."""
     schedule: Schedule = field(default_factory=Schedule)
+    final_betas: tuple[float, float] | None = None
+    """Betas at the end of the schedule's decay, on its curve; None leaves them as they are."""
     clip: float | None = None
     """Largest gradient norm over this optimizer's parameters."""
 
@@ -162,6 +164,8 @@ class GenerativeModel(nn.Module):
     spec: Any
     condition: Any
     """The spec of the condition: `Classes`, `Attributes` (if it mixes classes) or None."""
+    progress: float = 0.0
+    """Share of the stage's steps that are done, for what follows a schedule: the engine sets it."""
 
     def __init__(self, config: Any, spec: Spec, condition: Condition | None = None) -> None:
         super().__init__()
@@ -195,7 +199,10 @@ class GenerativeModel(nn.Module):
         raise NotImplementedError
 
     def ema(self) -> Mapping[str, float]:
-        """Return network name ("" is all) → decay per step of its averaged weights; 0 is none."""
+        """Return network name ("" is all) → decay per step of its averaged weights; 0 is none.
+
+        It may change with `progress`, but not from or to 0.
+        """
         return {}
 
     def draw(self, noise: Noise, condition: Tensor | None, options: Any) -> Tensor:

@@ -164,12 +164,10 @@ class Engine:
     def run_step(self) -> dict[str, Tensor]:
         """Run the phases that are due in this step; return their mean losses and logs."""
         stage = self.stages[self._stage_index]
-        done = self._step_in_stage()
+        done, length = self._step_in_stage(), self._stage_length()
+        self.model.progress = done / length
         for name, optimizer in self.optimizers.items():
-            declared = self._declared[name]
-            now = optim.factor(declared.schedule, done, self._stage_length())
-            for group in optimizer.param_groups:
-                group["lr"] = declared.lr * now
+            optim.follow(optimizer, self._declared[name], done, length)
         logs: dict[str, Tensor] = {}
         for index, phase in enumerate(stage.phases):
             if self.step % phase.every == 0:

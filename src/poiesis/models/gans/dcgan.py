@@ -180,14 +180,14 @@ class DCGAN(Adversarial):
     def real_loss(self, batch: Batch, step: int) -> Loss:
         """Return the discriminator's loss on real samples (b,)."""
         score, cost = self._judge(batch.x, batch, step)
-        return self._game(score, None) + cost, self._logs(score.detach(), None)
+        return self._game(score, None) + cost, self._note(score.detach(), None)
 
     def fake_loss(self, batch: Batch, step: int) -> Loss:
         """Return the discriminator's loss on fake samples (b,)."""
         with torch.no_grad():
             fake = self._fake(batch)
         score, cost = self._judge(fake, batch, step)
-        return self._game(None, score) + cost, self._logs(None, score.detach())
+        return self._game(None, score) + cost, self._note(None, score.detach())
 
     def generator_loss(self, batch: Batch, step: int) -> Loss:
         """Return the generator's loss (b,): on one fake sample, with separate steps on two."""
