@@ -17,7 +17,7 @@ import io
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from poiesis.models.base import Batch, GenerativeModel, Phase, Stage, autocast
 from poiesis.rng import Draws, active, mix, seed_torch
 from poiesis.runs import Checkpoint, Run, write_atomic
 from poiesis.spec import Tokens
-from poiesis.training import distribution
+from poiesis.training import distribution, state
 from poiesis.training import optimizers as optim
 from poiesis.training.config import TrainConfig
 from poiesis.training.ema import Average
@@ -477,29 +477,7 @@ class Engine:
 
     def state_files(self) -> dict[str, Any]:
         """Return all that a resume needs, as checkpoint files by name."""
-        tensors, values = optim.states(self.optimizers)
-        extra_tensors, extra_values = {}, {}
-        extra = distribution.gather_extra(self.model.extra_state(), self.model.per_process)
-        for key, value in extra.items():
-            (extra_tensors if torch.is_tensor(value) else extra_values)[key] = value
-        return {
-            "model.safetensors": dict(self.model.state_dict()),
-            "ema.safetensors": dict(self.average.shadow),
-            "optimizer.safetensors": tensors,
-            "extra.safetensors": extra_tensors,
-            "state.json": {
-                "step": self.step,
-                "stage": self._stage_index,
-                "seconds": self.seconds,
-                "best": None if math.isinf(self.best) else self.best,
-                "watch": self.watch,
-                "prepared": self.prepared,
-                "bad_steps": self.bad_steps.total,
-                "bad_in_a_row": self.bad_steps.in_a_row,
-                "optimizers": values,
-                "extra": extra_values,
-            },
-        }
+        return state.collect(self)
 
     def save(self) -> Path:
         """Write a checkpoint; raises RunError, leaving the one before whole."""
@@ -510,39 +488,8 @@ class Engine:
 
     def load_state_files(self, files: dict[str, Any]) -> None:
         """Take back what `state_files` returned."""
-        state = files["state.json"]
-        self.enter(state["stage"])
-        own = self.model.state_dict()
-        tensors = files["model.safetensors"]
-        placed = {k: distribution.place(v, own.get(k, v)) for k, v in tensors.items()}
-        self.model.load_state_dict(placed)
-        if self.average.shadow:
-            self.average.load(files["ema.safetensors"])
-        optim.load_states(self.optimizers, files["optimizer.safetensors"], state["optimizers"])
-        extra = {**files["extra.safetensors"], **state["extra"]}
-        extra = distribution.own_extra(extra, self.model.per_process)
-        self.model.load_extra_state(extra)
-        self.step, self._settled = state["step"], -1
-        self.seconds = state["seconds"]
-        self.best = math.inf if state["best"] is None else state["best"]
-        self.watch = state["watch"]
-        self.prepared = state["prepared"]
-        self.bad_steps.total = state["bad_steps"]
-        self.bad_steps.in_a_row = state.get("bad_in_a_row", 0)
+        state.restore(self, files)
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
-        files: dict[str, Any] = {"state.json": checkpoint.json("state.json")}
-        self.enter(files["state.json"]["stage"])
-        stepped = optim.owners(self.optimizers)
-        # Where to find, by file, the tensor that a saved one is split like.
-        like: dict[str, Callable[[str], Tensor | None]] = {
-            "model": self.model.state_dict().get,
-            "ema": self.average.shadow.get,
-            "optimizer": lambda key: stepped.get(key.rpartition("/")[0]),
-            "extra": lambda key: None,
-        }
-        for name, find in like.items():
-            tensors = checkpoint.tensors(f"{name}.safetensors", find)
-            files[f"{name}.safetensors"] = {k: v.to(self.device) for k, v in tensors.items()}
-        self.load_state_files(files)
+        self.load_state_files(state.read(self, checkpoint))
