@@ -1,9 +1,10 @@
 """Judging a run: which numbers, on which samples, against which real data.
 
 Images: FID, KID, Inception Score, precision, recall, density and coverage of generated against
-real ones. Vectors and audio: Fréchet distance, precision, recall, density and coverage. Text:
-repetition and novelty. Models with a likelihood: nats and bits per dimension or character on
-held-out data. All: sampling speed. Every number has a passport.
+real ones. Vectors and audio: Fréchet distance, precision, recall, density and coverage; of toys
+how they lie about the true modes or curves, too. Text: repetition and novelty. Models with a
+likelihood: nats and bits per dimension or character on held-out data. All: sampling speed. Every
+number has a passport.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from poiesis import processes
 from poiesis.config import check
 from poiesis.data.codecs import AudioCodec, VectorCodec
 from poiesis.data.dataset import DataSet, TextSplit
+from poiesis.data.sources.planes import toy_of
 from poiesis.errors import ConfigError, DataError, RunError, suggest
 from poiesis.evaluation.images import default_extractor, draw_reference, evaluate_images
 from poiesis.evaluation.likelihood import evaluate_likelihood
 from poiesis.evaluation.passport import Number, Passport
+from poiesis.evaluation.toys import evaluate_toy
 from poiesis.evaluation.values import evaluate_values
 from poiesis.metrics.extractors import get_extractor
 from poiesis.metrics.text import novelty, repetition
@@ -251,6 +254,9 @@ def _judge_values(
         split=split,
         seed=config.seed,
     )
+    toy = toy_of(data)
+    if toy is not None and isinstance(codec, VectorCodec):
+        numbers += evaluate_toy(generated, codec, toy, data, seed=config.seed)
     return [*numbers, speed]
 
 

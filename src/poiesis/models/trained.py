@@ -24,6 +24,7 @@ from poiesis.data.views import View
 from poiesis.errors import CapabilityError, ConfigError, PoiesisWarning, RunError
 from poiesis.machine import keep_memory
 from poiesis.models.base import GenerativeModel, hardware_bf16
+from poiesis.models.pictures import show
 from poiesis.rng import Noise
 from poiesis.runs import Run
 from poiesis.sampling.streaming import StopStrings, TextStream
@@ -391,7 +392,7 @@ def sample(
             codec.write(raw, paths[index], recipe)
         if not isinstance(trained.data_spec, Tokens) and processes.main():
             most = max(100, codec.shown) if codec.suffix == ".png" else codec.shown
-            codec.preview(raws[:most]).save(folder / "grid.png")
+            show(trained.model, codec, raws[:most]).save(folder / "grid.png")
     except OSError as error:
         reason = error.strerror or str(error)
         raise RunError(f"can't write samples to {str(folder)!r}: {reason}") from None
@@ -417,7 +418,7 @@ def _write_table(
             path.parent.mkdir(parents=True, exist_ok=True)
             classes = trained.class_names(n, how["label"])
             codec.write_table(raws, path, trained.recipe(None, 0, n, **how), classes=classes)
-            codec.preview(raws[: codec.shown]).save(grid)
+            show(trained.model, codec, raws[: codec.shown]).save(grid)
     except OSError as error:
         reason = error.strerror or str(error)
         raise RunError(f"can't write samples to {str(path)!r}: {reason}") from None

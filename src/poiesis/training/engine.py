@@ -31,6 +31,7 @@ from poiesis.data.views import View
 from poiesis.errors import ConfigError, PoiesisError, RunError
 from poiesis.machine import keep_memory
 from poiesis.models.base import Batch, GenerativeModel, Phase, Stage, autocast
+from poiesis.models.pictures import show
 from poiesis.rng import Draws, active, mix, seed_torch
 from poiesis.runs import Checkpoint, Run, write_atomic
 from poiesis.spec import Tokens
@@ -447,10 +448,12 @@ class Engine:
         path = self.run.path / "samples" / f"step-{self.step:08d}.png"
         try:
             raws = self.grid_samples()
+            with self.average.applied(), distribution.whole_networks(self.sharded):
+                shown = show(self.model, self.data.codec, raws, self.data.splits["train"])
             if not self.main:
                 return None
             picture = io.BytesIO()
-            self.data.codec.preview(raws).save(picture, format="PNG")
+            shown.save(picture, format="PNG")
         except PoiesisError as error:
             self.say(f"no sample grid at step {self.step}: {error}")
             return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +16,15 @@ from torch import Tensor, nn
 
 from poiesis.config import check
 from poiesis.errors import ConfigError, SpecError
-from poiesis.models.base import Batch, GenerativeModel, Loss, Optim, Phase, Stage, preset
-from poiesis.models.gans.losses import non_saturating_discriminator, non_saturating_generator
-from poiesis.rng import Noise
+from poiesis.models.base import preset
+from poiesis.models.gans.adversarial import Adversarial
+from poiesis.nn.labels import Labels
 from poiesis.spec import Classes, Grid, Spec
 
 __all__ = ["DCGAN"]
 
 
-class DCGAN(GenerativeModel):
+class DCGAN(Adversarial):
     """Convolutional GAN: sharp images in one pass.
 
     Good at: crisp small images (8 to 64 px) after minutes of training; the fastest sampling.
@@ -39,48 +38,21 @@ class DCGAN(GenerativeModel):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(Adversarial.Config):
         """Options of the DCGAN."""
 
-        latent_dim: int = 100
-        """Dimensions of the normal noise that the generator turns into an image."""
         widths: tuple[int, ...] = (256, 128, 64)
         """Channels of the generator at 4 px, 8 px, …; the discriminator mirrors them. They end at
         half the image size, or at its full size (one more 3x3 convolution then makes the image)."""
-        conditional: bool = False
-        """Generate by class; needs data with classes."""
-        generator_lr: float = 2e-4
-        """Learning rate of the generator's Adam."""
-        discriminator_lr: float = 2e-4
-        """Learning rate of the discriminator's Adam."""
-        beta1: float = 0.5
-        """First-moment decay of both Adams; the second is 0.999."""
         batch_size: int = 128
-        """Samples per step."""
-        ema: float = 0.0
-        """Decay per step of the generator's averaged weights, with which it samples; 0 is none."""
 
         def __post_init__(self) -> None:
-            check("latent_dim", self.latent_dim, low=1, high=65536)
+            super().__post_init__()
             if not 1 <= len(self.widths) <= 7:
                 raise ConfigError(f"widths = {self.widths} has not 1 to 7 values, e.g. 256,128,64")
             for width in self.widths:
                 check("widths", width, low=1, high=8192)
-            check("generator_lr", self.generator_lr, low=0, high=1, open_low=True)
-            check("discriminator_lr", self.discriminator_lr, low=0, high=1, open_low=True)
-            check("beta1", self.beta1, low=0, high=0.999)
             check("batch_size", self.batch_size, low=2)
-            check("ema", self.ema, low=0, high=0.999999)
-
-    @dataclass(frozen=True, kw_only=True)
-    class Sampling:
-        """Sampling options of the DCGAN."""
-
-        temperature: float = 1.0
-        """Standard deviation of the noise; below 1: fewer odd samples, less variety."""
-
-        def __post_init__(self) -> None:
-            check("temperature", self.temperature, low=0, high=100)
 
     @preset
     @staticmethod
@@ -118,72 +90,21 @@ class DCGAN(GenerativeModel):
         return Grid(channels=spec.channels, size=(size, size), domain="signed", levels=spec.levels)
 
     def __init__(self, config: Config, spec: Spec, condition: Classes | None = None) -> None:
-        if config.conditional and condition is None:
-            raise ConfigError("conditional = True needs data with classes; set it to False")
-        super().__init__(config, spec, condition if config.conditional else None)
+        super().__init__(config, spec, condition)
         classes = self.condition.count if self.condition else 0
         assert isinstance(spec, Grid)
-        self.generator = _Generator(config.widths, config.latent_dim, spec, classes)
-        self.discriminator = _Discriminator(config.widths, spec, classes)
+        self.generator = _Generator(config, spec, classes)
+        self.discriminator = _Discriminator(config, spec, classes)
         self.apply(_initialise)
-
-    # -- training --------------------------------------------------------------------------------
-
-    def optimizers(self) -> Mapping[str, Optim]:
-        """Return one Adam for each network."""
-        c = self.config
-        rates = {"discriminator": c.discriminator_lr, "generator": c.generator_lr}
-        return {
-            name: Optim(networks=(name,), lr=lr, betas=(c.beta1, 0.999))
-            for name, lr in rates.items()
-        }
-
-    def stages(self) -> Sequence[Stage]:
-        """Return one stage: a discriminator step, then a generator step."""
-        phases = (
-            Phase(name="discriminator", loss=self.discriminator_loss, step=("discriminator",)),
-            Phase(name="generator", loss=self.generator_loss, step=("generator",)),
-        )
-        return [Stage(phases=phases, batch_size=self.config.batch_size)]
-
-    def ema(self) -> Mapping[str, float]:
-        """Average the generator."""
-        return {"generator": self.config.ema}
-
-    def discriminator_loss(self, batch: Batch, step: int) -> Loss:
-        """Return -log D(x) - log(1 - D(G(z))); real and fake are separate batches to BatchNorm."""
-        with torch.no_grad():
-            fake = self.generator(batch.randn(self.config.latent_dim), batch.condition)
-        real_score = self.discriminate(batch.x, batch.condition)
-        fake_score = self.discriminate(fake, batch.condition)
-        loss = non_saturating_discriminator(real_score, fake_score)
-        return loss, {"real_score": real_score.detach(), "fake_score": fake_score.detach()}
-
-    def generator_loss(self, batch: Batch, step: int) -> Loss:
-        """Return -log D(G(z)) per sample."""
-        fake = self.generator(batch.randn(self.config.latent_dim), batch.condition)
-        return non_saturating_generator(self.discriminate(fake, batch.condition)), {}
-
-    # -- what it can do --------------------------------------------------------------------------
-
-    def draw(self, noise: Noise, condition: Tensor | None, options: Any) -> Tensor:
-        """Generate from normal noise, (n, *spec.shape)."""
-        z = noise.randn(self.config.latent_dim) * options.temperature
-        return self.generator(z, condition).float()
-
-    def discriminate(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return the discriminator's logits (b,), higher is more real."""
-        if self.condition is not None and condition is None:
-            raise ConfigError("this DCGAN is conditional; give the class of each sample")
-        return self.discriminator(x, condition)
 
 
 class _Generator(nn.Module):
     """z (b, z) → image (b, c, s, s) in [-1, 1]."""
 
-    def __init__(self, widths: tuple[int, ...], latent: int, spec: Grid, classes: int) -> None:
+    def __init__(self, config: DCGAN.Config, spec: Grid, classes: int) -> None:
         super().__init__()
-        self.label = nn.Embedding(classes, latent) if classes else None
+        widths, latent = config.widths, config.latent_dim
+        self.label = Labels(classes, latent) if classes else None
         inputs = 2 * latent if classes else latent
         layers: list[nn.Module] = [nn.ConvTranspose2d(inputs, widths[0], 4, bias=False)]
         for a, b in itertools.pairwise(widths):
@@ -206,11 +127,11 @@ class _Generator(nn.Module):
 
 
 class _Discriminator(nn.Module):
-    """image (b, c, s, s) → logit (b,)."""
+    """image (b, c, s, s) → logit (b,), and with classify also logits of the classes (b, k)."""
 
-    def __init__(self, widths: tuple[int, ...], spec: Grid, classes: int) -> None:
+    def __init__(self, config: DCGAN.Config, spec: Grid, classes: int) -> None:
         super().__init__()
-        back = widths[::-1]
+        widths, back = config.widths, config.widths[::-1]
         if 2 ** (len(widths) + 1) == spec.size[0]:
             layers: list[nn.Module] = [nn.Conv2d(spec.channels, back[0], 3, padding=1)]
         else:
@@ -224,13 +145,18 @@ class _Discriminator(nn.Module):
             ]
         self.body = nn.Sequential(*layers)
         self.head = nn.Conv2d(back[-1], 1, 4)
-        self.label = nn.Embedding(classes, back[-1]) if classes else None
+        auxiliary = bool(config.auxiliary_weight)
+        self.label = Labels(classes, back[-1]) if classes and not auxiliary else None
+        self.classifier = nn.Linear(back[-1], classes) if auxiliary else None
 
-    def forward(self, x: Tensor, label: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, label: Tensor | None, classify: bool = False) -> Any:
         h = self.body(x)
         logit = self.head(h).flatten()
         if self.label is not None:
             logit = logit + (self.label(label) * h.sum((2, 3))).sum(1)
+        if classify:
+            assert self.classifier is not None
+            return logit, self.classifier(h.mean((2, 3)))
         return logit
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,16 +12,18 @@ from torch import Tensor, nn
 
 from poiesis.config import check
 from poiesis.errors import ConfigError, SpecError
-from poiesis.models.base import Batch, GenerativeModel, Loss, Optim, Phase, Stage, preset
-from poiesis.models.gans.losses import non_saturating_discriminator, non_saturating_generator
+from poiesis.models.base import preset
+from poiesis.models.gans.adversarial import Adversarial
+from poiesis.nn.labels import Labels
 from poiesis.nn.mlp import mlp
-from poiesis.rng import Noise
 from poiesis.spec import Classes, Grid, Spec, Vector
 
 __all__ = ["GAN"]
 
+_leaky = partial(nn.LeakyReLU, 0.2)
 
-class GAN(GenerativeModel):
+
+class GAN(Adversarial):
     """The first GAN, dense networks: the one to learn from.
 
     Good at: showing how adversarial training works; small images and low-dimensional vectors;
@@ -35,11 +37,9 @@ class GAN(GenerativeModel):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(Adversarial.Config):
         """Options of the GAN."""
 
-        latent_dim: int = 100
-        """Dimensions of the normal noise that the generator turns into a sample."""
         generator_widths: tuple[int, ...] = (256, 512, 1024)
         """Hidden units of the generator."""
         discriminator_widths: tuple[int, ...] = (512, 256)
@@ -48,62 +48,47 @@ class GAN(GenerativeModel):
         """Dropout in the discriminator."""
         batch_norm: bool = False
         """BatchNorm in the generator: steadier training, more modes."""
-        learning_rate: float = 2e-4
-        """Learning rate of both Adams."""
-        beta1: float = 0.5
-        """First-moment decay of both Adams; the second is 0.999."""
-        batch_size: int = 64
-        """Samples per step."""
-        ema: float = 0.0
-        """Decay per step of the generator's averaged weights, with which it samples; 0 is none."""
+        label_dim: int = 50
+        """Numbers that stand for a class, beside the noise and beside the data (conditional)."""
+        projection: bool = False
+        """Tell the discriminator the class by projection (arXiv:1802.05637) instead: its logit gets
+        the product of a vector for the class and its last hidden units."""
 
         def __post_init__(self) -> None:
-            check("latent_dim", self.latent_dim, low=1, high=65536)
+            super().__post_init__()
             for name in ("generator_widths", "discriminator_widths"):
                 if not getattr(self, name):
                     raise ConfigError(f"{name} = () is empty; give at least one, e.g. 256,512")
                 for width in getattr(self, name):
                     check(name, width, low=1, high=65536)
             check("dropout", self.dropout, low=0, high=0.95)
-            check("learning_rate", self.learning_rate, low=0, high=1, open_low=True)
-            check("beta1", self.beta1, low=0, high=0.999)
-            check("batch_size", self.batch_size, low=1)
-            check("ema", self.ema, low=0, high=0.999999)
-
-    @dataclass(frozen=True, kw_only=True)
-    class Sampling:
-        """Sampling options of the GAN."""
-
-        temperature: float = 1.0
-        """Standard deviation of the noise; below 1: fewer odd samples, less variety."""
-
-        def __post_init__(self) -> None:
-            check("temperature", self.temperature, low=0, high=100)
+            check("label_dim", self.label_dim, low=1, high=65536)
 
     @preset
-    @staticmethod
-    def default(spec: Spec) -> Config:
+    @classmethod
+    def default(cls, spec: Spec) -> Any:
         """BatchNorm in the generator, a higher rate and averaged weights; smaller where tiny."""
         if spec.dims <= 256:
-            return GAN.Config(
+            return cls.Config(
                 generator_widths=(128, 256),
                 discriminator_widths=(256, 128),
                 batch_norm=True,
-                learning_rate=1e-3,
+                generator_lr=1e-3,
+                discriminator_lr=1e-3,
                 ema=0.999,
             )
-        return GAN.Config(batch_norm=True, learning_rate=5e-4, ema=0.999)
+        return cls.Config(batch_norm=True, generator_lr=5e-4, discriminator_lr=5e-4, ema=0.999)
 
     @preset
-    @staticmethod
-    def tutorial(spec: Spec) -> Config:
+    @classmethod
+    def tutorial(cls, spec: Spec) -> Any:
         """The dense GAN of many tutorials: 1,486,352 and 533,505 parameters at 28 px."""
-        return GAN.Config()
+        return cls.Config()
 
-    # -- data ------------------------------------------------------------------------------------
+    # -- data and networks -----------------------------------------------------------------------
 
     @classmethod
-    def view(cls, config: Config, spec: Spec) -> Spec:
+    def view(cls, config: Any, spec: Spec) -> Spec:
         """Return images in [-1, 1], vectors as they are."""
         if isinstance(spec, Vector):
             return spec
@@ -111,65 +96,61 @@ class GAN(GenerativeModel):
             raise SpecError(f"a GAN learns images of 1 to 4 channels or vectors, not {spec}")
         return Grid(channels=spec.channels, size=spec.size, domain="signed", levels=spec.levels)
 
-    def __init__(self, config: Config, spec: Spec, condition: Classes | None = None) -> None:
-        super().__init__(config, spec)
-        leaky = partial(nn.LeakyReLU, 0.2)
-        self.generator = mlp(
-            (config.latent_dim, *config.generator_widths, spec.dims),
-            leaky,
-            norm=nn.BatchNorm1d if config.batch_norm else None,
-        )
-        self.discriminator = mlp(
-            (spec.dims, *config.discriminator_widths, 1), leaky, dropout=config.dropout
-        )
+    def __init__(self, config: Any, spec: Spec, condition: Classes | None = None) -> None:
+        super().__init__(config, spec, condition)
+        classes = self.condition.count if self.condition else 0
+        self.generator = _Generator(config, spec, classes)
+        self.discriminator = _Discriminator(config, spec, classes)
 
-    # -- training --------------------------------------------------------------------------------
 
-    def optimizers(self) -> Mapping[str, Optim]:
-        """Return one Adam for each network."""
-        c = self.config
-        return {
-            name: Optim(networks=(name,), lr=c.learning_rate, betas=(c.beta1, 0.999))
-            for name in ("discriminator", "generator")
-        }
+class _Generator(nn.Sequential):
+    """z (b, z) → data (b, *shape) in the view's range."""
 
-    def stages(self) -> Sequence[Stage]:
-        """Return one stage: a discriminator step, then a generator step (algorithm 1)."""
-        phases = (
-            Phase(name="discriminator", loss=self.discriminator_loss, step=("discriminator",)),
-            Phase(name="generator", loss=self.generator_loss, step=("generator",)),
-        )
-        return [Stage(phases=phases, batch_size=self.config.batch_size)]
+    def __init__(self, config: GAN.Config, spec: Spec, classes: int) -> None:
+        beside = config.label_dim if classes else 0
+        widths = (config.latent_dim + beside, *config.generator_widths, spec.dims)
+        super().__init__(*mlp(widths, _leaky, norm=nn.BatchNorm1d if config.batch_norm else None))
+        self.depth = len(self)
+        self.label = Labels(classes, beside) if classes else None
+        self.spec = spec
 
-    def ema(self) -> Mapping[str, float]:
-        """Average the generator."""
-        return {"generator": self.config.ema}
-
-    def discriminator_loss(self, batch: Batch, step: int) -> Loss:
-        """Return -log D(x) - log(1 - D(G(z))) per sample."""
-        with torch.no_grad():
-            fake = self._generate(batch.randn(self.config.latent_dim))
-        real_score, fake_score = self.discriminate(batch.x), self.discriminate(fake)
-        loss = non_saturating_discriminator(real_score, fake_score)
-        return loss, {"real_score": real_score.detach(), "fake_score": fake_score.detach()}
-
-    def generator_loss(self, batch: Batch, step: int) -> Loss:
-        """Return -log D(G(z)) per sample."""
-        fake = self._generate(batch.randn(self.config.latent_dim))
-        return non_saturating_generator(self.discriminate(fake)), {}
-
-    def _generate(self, z: Tensor) -> Tensor:
-        x = self.generator(z).unflatten(1, self.spec.shape)
+    def forward(self, z: Tensor, label: Tensor | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        h = z if self.label is None else torch.cat((z, self.label(label)), dim=1)
+        for layer in itertools.islice(self, self.depth):
+            h = layer(h)
+        x = h.unflatten(1, self.spec.shape)
         if self.spec.domain == "signed":
             return x.tanh()
         return x.sigmoid() if self.spec.domain in ("unit", "bits") else x
 
-    # -- what it can do --------------------------------------------------------------------------
 
-    def draw(self, noise: Noise, condition: Tensor | None, options: Any) -> Tensor:
-        """Generate from normal noise, (n, *spec.shape)."""
-        return self._generate(noise.randn(self.config.latent_dim) * options.temperature).float()
+class _Discriminator(nn.Sequential):
+    """Data (b, *shape) → logit (b,), and with classify also logits of the classes (b, k)."""
 
-    def discriminate(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return the discriminator's logits (b,), higher is more real."""
-        return self.discriminator(x.flatten(1)).flatten()
+    def __init__(self, config: GAN.Config, spec: Spec, classes: int) -> None:
+        auxiliary = bool(config.auxiliary_weight)
+        told = classes if not auxiliary else 0
+        beside = config.label_dim if told and not config.projection else 0
+        last = config.discriminator_widths[-1]
+        widths = (spec.dims + beside, *config.discriminator_widths, 1)
+        super().__init__(*mlp(widths, _leaky, dropout=config.dropout))
+        self.depth = len(self)
+        self.label = Labels(told, beside) if beside else None
+        self.projection = Labels(told, last) if told and config.projection else None
+        self.classifier = nn.Linear(last, classes) if auxiliary else None
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Tensor, label: Tensor | None, classify: bool = False
+    ) -> Any:
+        h = x.flatten(1)
+        if self.label is not None:
+            h = torch.cat((h, self.label(label)), dim=1)
+        for layer in itertools.islice(self, self.depth - 1):
+            h = layer(h)
+        logit = self[self.depth - 1](h).flatten()
+        if self.projection is not None:
+            logit = logit + (self.projection(label) * h).sum(1)
+        if classify:
+            assert self.classifier is not None
+            return logit, self.classifier(h)
+        return logit
