@@ -33,11 +33,12 @@ def collect(engine: Engine) -> dict[str, Any]:
         "extra.safetensors": extra_tensors,
         "state.json": {
             "step": engine.step,
-            "stage": engine._stage_index,
+            "stage": engine.stage_index,
             "seconds": engine.seconds,
             "best": None if math.isinf(engine.best) else engine.best,
             "watch": engine.watch,
             "prepared": engine.prepared,
+            "attempt": engine.attempt,
             "bad_steps": engine.bad_steps.total,
             "bad_in_a_row": engine.bad_steps.in_a_row,
             "optimizers": values,
@@ -65,6 +66,7 @@ def restore(engine: Engine, files: dict[str, Any]) -> None:
     engine.best = math.inf if state["best"] is None else state["best"]
     engine.watch = state["watch"]
     engine.prepared = state["prepared"]
+    engine.attempt = state.get("attempt", 0)
     engine.bad_steps.total = state["bad_steps"]
     engine.bad_steps.in_a_row = state.get("bad_in_a_row", 0)
 
