@@ -97,6 +97,15 @@ def _product(shape: list[int]) -> int:
     return product
 
 
+def _alarms(folder: Run) -> list[str]:
+    """Return what training raised, a sentence each."""
+    return [
+        f"step {a.get('step')}: {a.get('name')}: {a.get('seen')}, since step {a.get('since')}; "
+        f"what helps: {a.get('helps')}"
+        for a in folder.alarms()
+    ]
+
+
 def _run(folder: Run) -> dict[str, Any]:
     config = folder.config()
     data = folder.read_json("data.json", {})
@@ -126,6 +135,7 @@ def _run(folder: Run) -> dict[str, Any]:
         "last": lines[-1] if lines else {},
         "checkpoints": checkpoints,
         "damaged": damaged,
+        "alarms": _alarms(folder),
         "evaluated": (folder.path / "evaluation.json").exists(),
         "report": (folder.path / "report.html").exists(),
         "size": human_bytes(sum(p.stat().st_size for p in folder.path.rglob("*") if p.is_file())),

@@ -121,9 +121,12 @@ def _in_memory_order(parameter: Tensor, state: Mapping[str, Tensor]) -> tuple[Te
     return parameter.permute(order), gradient, mean.permute(order), square.permute(order), step
 
 
-def follow(optimizer: Optimizer, optim: Optim, step: int, total: int) -> None:
-    """Set the learning rate and betas of 0-based `step` in a stage of `total` steps."""
-    now = optim.lr * factor(optim.schedule, step, total)
+def follow(optimizer: Optimizer, optim: Optim, step: int, total: int, slower: float = 1.0) -> None:
+    """Set the learning rate and betas of 0-based `step` in a stage of `total` steps.
+
+    slower: a further factor of the rate.
+    """
+    now = optim.lr * factor(optim.schedule, step, total) * slower
     betas = optim.betas
     if optim.final_betas is not None:
         ahead = _ahead(optim.schedule, step, total)
