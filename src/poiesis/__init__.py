@@ -19,6 +19,8 @@ _LAZY = {
     "denoise": "poiesis.apply.denoise",
     "detect": "poiesis.apply.detect",
     "evaluate": "poiesis.evaluation.protocol",
+    "export": "poiesis.interop.frame",
+    "import_": "poiesis.interop.frame",
     "latent": "poiesis.apply.latent.space",
     "list_models": "poiesis.registry",
     "load": "poiesis.models.trained",

@@ -44,6 +44,8 @@ _ARGUMENTS = {
     "denoise": "DenoiseArgs",
     "detect": "DetectArgs",
     "compress": "CompressArgs",
+    "import": "ImportArgs",
+    "export": "ExportArgs",
     "decompress": "DecompressArgs",
     "reproduce": "ReproduceArgs",
     "doctor": "DoctorArgs",

@@ -11,7 +11,7 @@ import tyro
 
 from poiesis.cli.options import Nested, given, options, parse, scan
 from poiesis.cli.output import progress
-from poiesis.config import check
+from poiesis.config import check, from_dict
 
 __all__ = ["SampleArgs", "run"]
 
@@ -89,9 +89,10 @@ def run(args: list[str]) -> int:
     folder = Run.open(positionals[0])
     name = folder.config().get("name", "")
     sampling = registry.model_class(name).Sampling
+    own = from_dict(sampling, folder.read_json("sampling.json", {}), path="sampling.")
     arguments: Any = dataclasses.make_dataclass(
         "Arguments",
-        [("sampling", Nested[sampling], dataclasses.field(default_factory=sampling))],  # type: ignore[valid-type]
+        [("sampling", Nested[sampling], dataclasses.field(default_factory=lambda: own))],  # type: ignore[valid-type]
         bases=(SampleArgs,),
         frozen=True,
         kw_only=True,
