@@ -5,7 +5,7 @@
       data.json        native spec, view, codec, splits  schedule.json  the resolved steps
       metrics.jsonl    one line per interval             samples/      grids over time
       parts/           runs this one was built on        report.html
-      sampling.json    its own sampling options, where they are not the model's
+      sampling.json    its own sampling options, if any  import.json    where it came from, if so
       checkpoints/     step-XXXXXXXX/ with safetensors, JSON and SHA256 of each; latest, best
 
 A checkpoint is written to a temporary folder beside its place, every file synced to disk, then

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from poiesis.data.dataset import DataSet
 from poiesis.errors import CapabilityError, DataError, SpecError
 from poiesis.files import read_safetensors
 from poiesis.interop.diffusers_schedulers import read_scheduler, write_scheduler
-from poiesis.interop.foreign import Foreign, Options, json_bytes
+from poiesis.interop.foreign import Foreign, Options, is_a, json_bytes
 from poiesis.models.diffusion.ddpm import DDPM
 from poiesis.models.diffusion.denoising import padded
 from poiesis.models.trained import Trained
@@ -39,6 +39,10 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _DOWN = {"DownBlock2D": False, "AttnDownBlock2D": True}
 _UP = {"UpBlock2D": False, "AttnUpBlock2D": True}
 _ROWS = "class_embedding.weight"
+_LEVELS = 12
+"""Most resolutions."""
+_MOST = 65_536
+"""Most channels, and classes."""
 
 _KEYS = (
     ("time_embedding.0.", "time_embedding.linear_1."),
@@ -57,8 +61,7 @@ def read(folder: Path, data: DataSet | None) -> Foreign:
     remarks: list[str] = []
     unet, scheduler = _parts(folder, remarks)
     config = unet / "config.json"
-    network = Options.read(config)
-    options, size, classes = _read_network(network)
+    options, channels, size, classes = _read_network(Options.read(config))
     sampling: dict[str, Any] = {}
     if scheduler is not None:
         noise, sampling, said = read_scheduler(Options.read(scheduler))
@@ -71,9 +74,11 @@ def read(folder: Path, data: DataSet | None) -> Foreign:
     tensors: dict[str, Tensor] = {}
     names: dict[str, str] = {}
     for theirs, tensor in read_safetensors(weights).items():
-        names[ours := f"unet.{_our_name(theirs)}"] = theirs
-        tensors[ours] = tensor.float()
-    spec, codec = _images(config, network.values["in_channels"], size, data)
+        ours = f"unet.{_our_name(theirs)}"
+        if ours in tensors:
+            raise DataError(f"{weights}: holds {theirs!r} twice, as {names[ours]!r} too")
+        names[ours], tensors[ours] = theirs, tensor.float()
+    spec, codec = _images(config, channels, size, data)
     side = _longer_side(config, size, spec, len(options["multipliers"]))
     options["attention"] = [side // 2**i for i, on in enumerate(options["attention"]) if on]
     condition = None
@@ -134,13 +139,19 @@ def _weights_file(unet: Path) -> Path:
     raise DataError(f"{path}: is not there{hint}; fetch the whole folder again")
 
 
-def _read_network(options: Options) -> tuple[dict[str, Any], tuple[int, int] | None, int | None]:
-    """Return model options, image size and rows of the class embedding.
+class _Network(NamedTuple):
+    options: dict[str, Any]
+    """Of the model; `attention` is still a switch for each resolution."""
+    channels: int
+    size: tuple[int, int] | None
+    classes: int | None
+    """Rows of the class embedding."""
 
-    `attention` is still a switch for each resolution.
-    """
+
+def _read_network(options: Options) -> _Network:
+    """Read the network's configuration; raises DataError for what ours has not."""
     take, path = options.take, options.path
-    options.one_of("_class_name", None, {"UNet2DModel": True})
+    options.one_of("_class_name", "UNet2DModel", {"UNet2DModel": True})
     widths = _each(options, "block_out_channels", int, [224, 448, 672, 896])
     down = _each(options, "down_block_types", str, ["DownBlock2D", *["AttnDownBlock2D"] * 3])
     up = _each(options, "up_block_types", str, [*["AttnUpBlock2D"] * 3, "UpBlock2D"])
@@ -158,13 +169,15 @@ def _read_network(options: Options) -> tuple[dict[str, Any], tuple[int, int] | N
             f"{path}: up_block_types does not mirror down_block_types: attention must be at the "
             "same resolutions on both ways"
         )
-    if min(widths, default=0) < 1:
-        raise DataError(f"{path}: block_out_channels = {widths} are no widths")
-    inside, outside = take("in_channels", 3, int), take("out_channels", 3, int)
-    options.values["in_channels"] = inside
-    if inside != outside:
+    if not widths or min(widths) < 1 or max(widths) > _MOST or len(widths) > _LEVELS:
         raise DataError(
-            f"{path}: out_channels = {outside} is not in_channels = {inside}: networks that also "
+            f"{path}: block_out_channels = {widths[: _LEVELS + 1]} are not 1 to {_LEVELS} widths "
+            f"from 1 to {_MOST}"
+        )
+    channels, outside = take("in_channels", 3, int), take("out_channels", 3, int)
+    if channels != outside:
+        raise DataError(
+            f"{path}: out_channels = {outside} is not in_channels = {channels}: networks that also "
             "say a variance, or see a second image, can't be taken over"
         )
     plain: dict[str, tuple[Any, ...]] = {
@@ -205,22 +218,24 @@ def _read_network(options: Options) -> tuple[dict[str, Any], tuple[int, int] | N
         },
     }
     size = options.take_any("sample_size", None)
-    size = [size, size] if isinstance(size, int) else size
-    if size is not None and not (
-        isinstance(size, list) and len(size) == 2 and all(isinstance(s, int) for s in size)
-    ):
+    size = [size, size] if is_a(size, int) else size
+    sides = isinstance(size, list) and len(size) == 2 and all(is_a(side, int) for side in size)
+    if size is not None and not sides:
         raise DataError(f"{path}: sample_size = {size!r} is neither a side nor height and width")
     classes = take("num_class_embeds", None, int, optional=True)
+    if classes is not None and not 1 <= classes <= _MOST:
+        raise DataError(f"{path}: num_class_embeds = {classes} is outside [1, {_MOST}]")
     found["conditional"] = classes is not None
     options.end()
-    return found, None if size is None else (size[0], size[1]), classes
+    return _Network(found, channels, None if size is None else (size[0], size[1]), classes)
 
 
 def _each(options: Options, key: str, kind: type, default: list[Any]) -> list[Any]:
     """Return a list of things of one kind."""
     found = options.take(key, default, list)
-    if not all(isinstance(item, kind) for item in found):
-        raise DataError(f"{options.path}: {key} = {found!r} is no list of {kind.__name__}")
+    if not all(is_a(item, kind) for item in found):
+        what = "whole numbers" if kind is int else "words"
+        raise DataError(f"{options.path}: {key} = {found!r} is no list of {what}")
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from poiesis.errors import DataError
-from poiesis.interop.foreign import Options
+from poiesis.interop.foreign import Options, is_a
 from poiesis.models.diffusion.ddpm import DDPM
 from poiesis.sampling.diffusion import LINEAR_BETAS, SCHEDULES, noise_schedule
 
@@ -31,21 +31,17 @@ def read_scheduler(options: Options) -> tuple[dict[str, Any], dict[str, Any], li
 
     Knows DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler and UniPCMultistepScheduler.
     """
-    kind = options.values.get("_class_name", "DDPMScheduler")
     readers = {
         "DDPMScheduler": _ddpm,
         "DDIMScheduler": _ddim,
         "DPMSolverMultistepScheduler": _dpm_solver,
         "UniPCMultistepScheduler": _unipc,
     }
-    if kind not in readers:
-        raise DataError(
-            f"{options.path}: the scheduler {kind!r} is not known; known: {', '.join(readers)}"
-        )
+    read = options.one_of("_class_name", None, readers)
     model = _noise(options)
     remarks: list[str] = []
-    sampling = readers[kind](options, remarks)
-    sampling |= _clip(options, remarks, clips=kind in ("DDPMScheduler", "DDIMScheduler"))
+    sampling = read(options, remarks)
+    sampling |= _clip(options, remarks, clips=read in (_ddpm, _ddim))
     options.end()
     return model, sampling, remarks
 
@@ -73,7 +69,8 @@ def _noise(options: Options) -> dict[str, Any]:
 
 def _known_betas(options: Options, given: list[Any], steps: int) -> dict[str, Any]:
     """Return the schedule whose β a file lists one by one."""
-    if len(given) == steps and all(isinstance(beta, (int, float)) for beta in given):
+    # A schedule has no fewer than 10 levels and no more than 100,000 (`DDPM.Config`).
+    if len(given) == steps >= 10 and all(is_a(beta, float) and 0 < beta <= 1 for beta in given):
         listed = torch.tensor(given, dtype=torch.float64)
         for name in SCHEDULES:
             found = noise_schedule(name, steps).betas

@@ -15,7 +15,7 @@ from poiesis.errors import DataError, suggest
 from poiesis.files import read_json
 from poiesis.spec import Classes, Spec
 
-__all__ = ["Foreign", "Options", "json_bytes"]
+__all__ = ["Foreign", "Options", "is_a", "json_bytes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,9 @@ _KINDS = {
 }
 
 
+_WORDS = {"None": "null", "True": "true", "False": "false"}
+
+
 class Options:
     """The keys of a JSON file, asked for one by one; what is left over in the end is unknown.
 
@@ -77,9 +80,8 @@ class Options:
         value = self.values.get(key, default)
         if value is None and optional:
             return None
-        known = (int, float) if kind is float else kind
-        if not isinstance(value, known) or (isinstance(value, bool) and kind is not bool):
-            raise DataError(f"{self.path}: {key} = {value!r} is not {_KINDS[kind]}")
+        if not is_a(value, kind):
+            raise DataError(f"{self.path}: {key} = {_shown(value)} is not {_KINDS[kind]}")
         return value
 
     def take_any(self, key: str, default: Any) -> Any:
@@ -92,7 +94,7 @@ class Options:
         self._asked.add(key)
         value = self.values.get(key, default)
         if isinstance(value, (list, dict)) or value not in known:
-            words = ", ".join("null" if k is None else str(k).lower() for k in known)
+            words = ", ".join(_WORDS.get(repr(k), str(k)) for k in known)
             near = suggest(str(value), [str(k) for k in known])
             raise DataError(
                 f"{self.path}: {key} = {_shown(value)} can't be taken over; known: {words}{near}"
@@ -105,6 +107,15 @@ class Options:
             if not key.startswith("_") and key not in self._asked:
                 near = suggest(key, self._asked)
                 raise DataError(f"{self.path}: has the unknown option {key!r}{near}")
+
+
+def is_a(value: Any, kind: type) -> bool:
+    """Return whether a JSON value is of a kind; whole numbers are numbers, true is none."""
+    if kind in (int, float):
+        known = (int, float) if kind is float else int
+        # Beyond this they are no numbers that arithmetic can take.
+        return isinstance(value, known) and not isinstance(value, bool) and abs(value) <= 2**53
+    return isinstance(value, kind)
 
 
 def _shown(value: Any) -> str:

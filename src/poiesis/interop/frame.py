@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, Protocol
 
+import torch
+
 from poiesis import config as configs
 from poiesis import registry
 from poiesis.data import open_data
@@ -72,8 +74,10 @@ def import_(
     found = _format(format).read(source, opened)
     cls = registry.model_class(found.model)
     config = configs.from_dict(cls.Config, found.options, path="model.")
+    with torch.device("meta"):  # memory is for a network that the weights fit
+        _check(build(cls, config, found.spec, found.condition, device="meta"), found, source)
     model = build(cls, config, found.spec, found.condition)
-    _fill(model, found, source)
+    model.load_state_dict(found.tensors)
     if opened is None:
         opened = DataSet(
             name=source.resolve().name,
@@ -106,8 +110,8 @@ def import_(
     return Run(out)
 
 
-def _fill(model: GenerativeModel, found: Foreign, source: Path) -> None:
-    """Put the weights into the model; raises DataError that names one that does not fit."""
+def _check(model: GenerativeModel, found: Foreign, source: Path) -> None:
+    """Raise DataError that names a weight which does not fit the model."""
     own = model.state_dict()
     for name, tensor in own.items():
         theirs = found.names.get(name, name)
@@ -129,7 +133,6 @@ def _fill(model: GenerativeModel, found: Foreign, source: Path) -> None:
             f"{source}: its weights hold {found.names.get(spare[0], spare[0])!r}, for which its "
             "configuration has no place"
         )
-    model.load_state_dict({name: found.tensors[name].to(own[name].dtype) for name in own})
 
 
 def export(

@@ -40,7 +40,7 @@ class DDPM(DenoisingModel):
         """Number of noise levels T."""
         schedule: Literal["linear", "scaled-linear", "cosine", "sigmoid"] = "cosine"
         """Noise schedule; cosine keeps more signal, which small images need."""
-        betas: tuple[float, float] = diffusion.LINEAR_BETAS
+        betas: tuple[float, float] = (1e-4, 0.02)
         """First and last variance that a step adds, at 1000 levels (schedules linear and
         scaled-linear)."""
         zero_snr: bool = False
