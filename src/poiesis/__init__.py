@@ -20,6 +20,8 @@ _LAZY = {
     "detect": "poiesis.apply.detect",
     "edit": "poiesis.apply.edit",
     "evaluate": "poiesis.evaluation.protocol",
+    "export": "poiesis.interop.frame",
+    "import_": "poiesis.interop.frame",
     "inpaint": "poiesis.apply.edit",
     "latent": "poiesis.apply.latent.space",
     "list_models": "poiesis.registry",

@@ -326,17 +326,27 @@ def _class(path: Path, name: str) -> tuple[ast.ClassDef, ast.Module]:
 
 def _bases(node: ast.ClassDef, module: ast.Module) -> Iterator[tuple[ast.ClassDef, ast.Module]]:
     """Yield the sources of the project's classes that a class is built on, nearest first."""
-    names = {base.id for base in node.bases if isinstance(base, ast.Name)}
+    for base in node.bases:
+        found = _imported(ast.unparse(base), module)
+        if found is not None:
+            yield found
+            yield from _bases(*found)
+
+
+def _imported(name: str, module: ast.Module) -> tuple[ast.ClassDef, ast.Module] | None:
+    """Return the source of a class that a module imports from the project; None for all else."""
     for item in module.body:
         if not isinstance(item, ast.ImportFrom) or not (item.module or "").startswith("poiesis."):
             continue
         for alias in item.names:
-            if (alias.asname or alias.name) in names:
+            if (alias.asname or alias.name) == name:
                 spec = importlib.util.find_spec(item.module or "")
                 if spec is not None and spec.origin is not None:
-                    found = _class(Path(spec.origin), alias.name)
-                    yield found
-                    yield from _bases(*found)
+                    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+                    for node in tree.body:
+                        if isinstance(node, ast.ClassDef) and node.name == alias.name:
+                            return node, tree
+    return None
 
 
 def _options(
@@ -352,8 +362,12 @@ def _options(
     docs = class_field_docs(node)
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-            default = ast.unparse(item.value) if item.value is not None else ""
-            name = item.target.id
-            before = found.get(name) or inherited.get(name) or ("", "")
-            found[name] = (default, docs.get(name, before[1]))
+            name, default = item.target.id, "" if item.value is None else ast.unparse(item.value)
+            inner = _imported(ast.unparse(item.annotation), module)
+            if inner is None:
+                before = found.get(name) or inherited.get(name) or ("", "")
+                found[name] = (default, docs.get(name, before[1]))
+            else:  # a dataclass of further options
+                own = _options(*inner, {})
+                found |= {f"{name}.{key}": value for key, value in own.items()}
     return found

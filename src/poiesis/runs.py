@@ -6,6 +6,7 @@
       metrics.jsonl    one line per interval             samples/      grids over time
       parts/           runs this one was built on        report.html
       health.json      what is normal, and when we looked  alarms.jsonl  what was not
+      sampling.json    its own sampling options, if any  import.json    where it came from, if so
       checkpoints/     step-XXXXXXXX/ with safetensors, JSON and SHA256 of each; latest, best
 
 A checkpoint is written to a temporary folder beside its place, every file synced to disk, then

@@ -122,7 +122,8 @@ def accepted(args: list[str]) -> tuple[list[Any], dict[str, str]]:
         if "--resume" in args:
             return options(train._ResumeArgs), train.ALIASES
         named = [a for a in args[1:2] if not a.startswith("-")]
-        model = named[0] if named else "vae"  # --config names it; the tutorials' is a VAE
+        # --config names it; the tutorials' is a VAE, but for the one of an imported run
+        model = named[0] if named else "ddpm" if any("cifar" in a for a in args) else "vae"
         cls = train._arguments_class(registry.model_class(model).Config)
         return options(cls), train.ALIASES
     if verb == "sample":
@@ -151,6 +152,9 @@ def accepted(args: list[str]) -> tuple[list[Any], dict[str, str]]:
         "compress": compress.CompressArgs,
         "decompress": decompress.DecompressArgs,
     }
+    if verb in ("import", "export"):  # the first of which is no name that a statement can import
+        module = importlib.import_module(f"poiesis.cli.{verb}")
+        return options(getattr(module, f"{verb.title()}Args")), getattr(module, "ALIASES", {})
     return options(classes[verb]), {}
 
 

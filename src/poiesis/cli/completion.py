@@ -46,6 +46,8 @@ _ARGUMENTS = {
     "edit": "EditArgs",
     "inpaint": "InpaintArgs",
     "compress": "CompressArgs",
+    "import": "ImportArgs",
+    "export": "ExportArgs",
     "decompress": "DecompressArgs",
     "reproduce": "ReproduceArgs",
     "doctor": "DoctorArgs",

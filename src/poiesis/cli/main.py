@@ -35,6 +35,8 @@ VERBS: dict[str, str] = {
     "latent": "explore a model's latent space: interpolate, walk, direction, map, traverse",
     "reduce": "encode data to a model's codes, as a table",
     "report": "write a run's self-contained HTML report",
+    "import": "make a run of a model in another toolkit's format",
+    "export": "write a run's model for another toolkit",
     "data": "describe a data set, or list the named ones",
     "inspect": "show the recipe in a generated file, or what a run holds",
     "reproduce": "make a generated file again, byte for byte",

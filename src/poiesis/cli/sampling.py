@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from poiesis.cli.options import Nested, given, options, parse, scan
+from poiesis.config import from_dict
 
 __all__ = ["parse_with_sampling"]
 
@@ -29,9 +30,10 @@ def parse_with_sampling(
     folder = Run.open(positionals[0])
     name = folder.config().get("name", "")
     sampling = registry.model_class(name).Sampling
+    own = from_dict(sampling, folder.read_json("sampling.json", {}), path="sampling.")
     arguments: Any = dataclasses.make_dataclass(
         "Arguments",
-        [("sampling", Nested[sampling], dataclasses.field(default_factory=sampling))],  # type: ignore[valid-type]
+        [("sampling", Nested[sampling], dataclasses.field(default_factory=lambda: own))],  # type: ignore[valid-type]
         bases=(cls,),
         frozen=True,
         kw_only=True,

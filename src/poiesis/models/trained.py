@@ -94,6 +94,7 @@ class Trained:
         config: dict[str, Any],
         model_hash: str,
         step: int,
+        sampling: dict[str, Any] | None = None,
     ) -> None:
         self.run = run
         self.name = name
@@ -101,6 +102,7 @@ class Trained:
         self.config = config
         self.model_hash = model_hash
         self.step = step
+        self.sampling = configs.from_dict(type(model).Sampling, sampling or {}, path="sampling.")
         self.data_name: str = data["name"]
         self.variant: str = data["variant"]
         self.data_spec = from_json(data["spec"])
@@ -114,11 +116,19 @@ class Trained:
     def open_data(self) -> DataSet:
         """Open the data set it was trained on, read and split the same way."""
         data = configs.from_dict(DataConfig, self.config["data"], path="data.")
+        if not data.source:
+            raise RunError(
+                f"{str(self.run.path)!r} was imported without its data: import it again with --data"
+            )
         return open_data(data.source, data)
 
     def options(self, **changes: Any) -> Any:
-        """Return sampling options; raises ConfigError for an unknown one, with a suggestion."""
-        return configs.from_dict(type(self.model).Sampling, changes, path="sampling.")
+        """Return sampling options, the run's own but for the changes.
+
+        Raises ConfigError for an unknown one, with a suggestion.
+        """
+        cls = type(self.model).Sampling
+        return configs.from_dict(cls, changes, path="sampling.", base=self.sampling)
 
     def condition_of(self, label: str | int, n: int) -> Tensor:
         """Return the condition of n samples of a class, (n,), or with attributes, (n, k)."""
@@ -158,7 +168,7 @@ class Trained:
             n,
             seed=seed,
             condition=condition,
-            options=options,
+            options=self.sampling if options is None else options,
             batch_size=batch_size,
             first=first,
             progress=progress,
@@ -329,7 +339,8 @@ def load(
     model.eval().requires_grad_(False)
     key = "ema.safetensors" if weights == "average" and found.tensors("ema.safetensors") else ""
     model_hash = found.hashes[key or "model.safetensors"]
-    return Trained(folder, config["name"], model, data, config, model_hash, found.step)
+    sampling = folder.read_json("sampling.json")
+    return Trained(folder, config["name"], model, data, config, model_hash, found.step, sampling)
 
 
 def sample(

@@ -20,6 +20,7 @@ from poiesis.config import check
 
 __all__ = [
     "DATA_STD",
+    "LINEAR_BETAS",
     "SCHEDULES",
     "Denoise",
     "NoiseSchedule",
@@ -34,9 +35,11 @@ __all__ = [
     "guide",
     "linear_schedule",
     "make_path",
+    "noise_schedule",
     "posterior",
     "prior_kl",
     "rescale",
+    "scaled_linear_schedule",
     "sigmoid_schedule",
     "step_kl",
     "target_of",
@@ -57,6 +60,9 @@ Spacing = Literal["uniform", "trailing", "quadratic", "logsnr"]
 
 DATA_STD = 0.5
 """EDM's σ_data: the standard deviation of data in [-1, 1]."""
+
+LINEAR_BETAS = (1e-4, 0.02)
+"""First and last β of DDPM's schedule at T = 1000."""
 
 _BETA_MAX = 0.999
 """Improved DDPM's cap, which keeps the last step of the cosine schedule from being singular."""
@@ -106,11 +112,18 @@ class NoiseSchedule:
         return self.alpha.log() - self.sigma.log()
 
 
-def linear_schedule(steps: int) -> NoiseSchedule:
+def linear_schedule(steps: int, betas: tuple[float, float] = LINEAR_BETAS) -> NoiseSchedule:
     """β from 1e-4 to 0.02 at T = 1000, scaled by 1000/T otherwise (arXiv 2006.11239, section 4)."""
-    scale = 1000 / steps
-    betas = torch.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=torch.float64)
-    return NoiseSchedule.of_betas(betas.clamp(max=_BETA_MAX))
+    first, last = (beta * 1000 / steps for beta in betas)
+    found = torch.linspace(first, last, steps, dtype=torch.float64)
+    return NoiseSchedule.of_betas(found.clamp(max=_BETA_MAX))
+
+
+def scaled_linear_schedule(steps: int, betas: tuple[float, float] = LINEAR_BETAS) -> NoiseSchedule:
+    """Return the schedule whose sqrt(β) is linear, as latent diffusion's (arXiv 2112.10752)."""
+    first, last = (math.sqrt(beta * 1000 / steps) for beta in betas)
+    found = torch.linspace(first, last, steps, dtype=torch.float64) ** 2
+    return NoiseSchedule.of_betas(found.clamp(max=_BETA_MAX))
 
 
 def cosine_schedule(steps: int) -> NoiseSchedule:
@@ -129,11 +142,20 @@ def sigmoid_schedule(steps: int) -> NoiseSchedule:
     return NoiseSchedule.of_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=_BETA_MAX))
 
 
-SCHEDULES: dict[str, Callable[[int], NoiseSchedule]] = {
+SCHEDULES: dict[str, Callable[..., NoiseSchedule]] = {
     "linear": linear_schedule,
+    "scaled-linear": scaled_linear_schedule,
     "cosine": cosine_schedule,
     "sigmoid": sigmoid_schedule,
 }
+"""Name → function of the number of levels T; those named linear also take the ends of β."""
+
+
+def noise_schedule(
+    name: str, steps: int, betas: tuple[float, float] = LINEAR_BETAS
+) -> NoiseSchedule:
+    """Return a listed schedule of `steps` levels; betas: see `linear_schedule`."""
+    return SCHEDULES[name](steps, **({"betas": betas} if "linear" in name else {}))
 
 
 # -- training targets -----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -41,20 +41,29 @@ __all__ = [
 ]
 
 
-def ancestral(denoise: Denoise, path: Path, x: Tensor, noise: Noise | None = None) -> Tensor:
-    """DDPM's sampler with variance β_t, "fixedlarge" (arXiv 2006.11239, algorithm 2).
+def ancestral(
+    denoise: Denoise,
+    path: Path,
+    x: Tensor,
+    noise: Noise | None = None,
+    *,
+    variance: Literal["large", "small"] = "large",
+) -> Tensor:
+    """DDPM's sampler (arXiv 2006.11239, algorithm 2). x: pure noise (b, …).
 
-    Over all T levels it is the paper's; over fewer, the same with the longer steps' β. The
-    "fixedsmall" variant is `ddim` with eta = 1. x: pure noise (b, …).
+    variance: large is β_t, "fixedlarge"; small is the posterior's, "fixedsmall", and then it is
+    `ddim` with eta = 1. Over all T levels it is the paper's; over fewer, the same with the longer
+    steps' β.
     """
     for i, level in enumerate(path.levels):
-        a, b, _, large = posterior(
+        a, b, small, large = posterior(
             path.alpha[i], path.sigma[i], path.alpha[i + 1], path.sigma[i + 1]
         )
         x = a * x + b * denoise(x, level)
         if path.sigma[i + 1] > 0:
             assert noise is not None
-            x = x + math.sqrt(large) * noise.randn(*x.shape[1:])
+            spread = math.sqrt(large if variance == "large" else small)
+            x = x + spread * noise.randn(*x.shape[1:])
     return x
 
 
@@ -362,7 +371,7 @@ def _once(steps: int) -> int:
 
 
 SOLVERS: dict[str, Solver] = {
-    "ancestral": Solver(ancestral, _once, (), True, "DDPM's own, hundreds of steps"),
+    "ancestral": Solver(ancestral, _once, ("variance",), True, "DDPM's own, hundreds of steps"),
     "ddim": Solver(ddim, _once, ("eta",), False, "first order, with as much noise as asked"),
     "euler": Solver(ddim, _once, (), False, "ddim without noise; along a flow's velocity"),
     "heun": Solver(heun, lambda steps: 2 * steps - 1, (), False, "EDM's, second order"),

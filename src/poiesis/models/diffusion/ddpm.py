@@ -38,8 +38,11 @@ class DDPM(DenoisingModel):
 
         timesteps: int = 1000
         """Number of noise levels T."""
-        schedule: Literal["linear", "cosine", "sigmoid"] = "cosine"
+        schedule: Literal["linear", "scaled-linear", "cosine", "sigmoid"] = "cosine"
         """Noise schedule; cosine keeps more signal, which small images need."""
+        betas: tuple[float, float] = (1e-4, 0.02)
+        """First and last variance that a step adds, at 1000 levels (schedules linear and
+        scaled-linear)."""
         zero_snr: bool = False
         """Stretch the schedule so that its last level is pure noise (arXiv 2305.08891); needs
         prediction v or x0."""
@@ -49,6 +52,8 @@ class DDPM(DenoisingModel):
         def __post_init__(self) -> None:
             super().__post_init__()
             check("timesteps", self.timesteps, low=10, high=100_000)
+            for beta in self.betas:
+                check("betas", beta, low=0, high=1, open_low=True)
             if self.zero_snr and self.prediction == "eps":
                 raise ConfigError(
                     "zero_snr = True needs prediction v or x0: pure noise says nothing of the data "
@@ -67,7 +72,7 @@ class DDPM(DenoisingModel):
 
     def __init__(self, config: Config, spec: Spec, condition: Classes | None = None) -> None:
         super().__init__(config, spec, condition)
-        self.schedule = diffusion.SCHEDULES[config.schedule](config.timesteps)
+        self.schedule = diffusion.noise_schedule(config.schedule, config.timesteps, config.betas)
         if config.zero_snr:
             self.schedule = self.schedule.to_zero_snr()
         # Follow from the configuration alone, so they stay out of the checkpoint.

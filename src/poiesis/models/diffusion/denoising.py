@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,7 +19,7 @@ from poiesis.config import check
 from poiesis.errors import ConfigError, SpecError
 from poiesis.models.base import Batch, GenerativeModel, Loss, Optim, Phase, Schedule, Stage
 from poiesis.nn.denoising_mlp import DenoisingMLP
-from poiesis.nn.unet import UNet
+from poiesis.nn.unet import UNet, UNetOptions
 from poiesis.rng import Noise
 from poiesis.sampling import diffusion, editing, solvers
 from poiesis.spec import Classes, Grid, Spec, Vector
@@ -38,7 +38,7 @@ class DenoisingModel(GenerativeModel):
         """unet: convolutions, for images; mlp: dense layers, for vectors."""
         channels: int = 32
         """Width of the first resolution, a multiple of `groups`; mlp: units of every layer."""
-        multipliers: tuple[int, ...] = (1, 2, 2)
+        multipliers: tuple[int | float, ...] = (1, 2, 2)
         """Width of each resolution in units of `channels`, from fine to coarse (network unet)."""
         blocks: int = 1
         """Residual blocks per resolution on the way down (one more on the way up); mlp: layers."""
@@ -47,6 +47,8 @@ class DenoisingModel(GenerativeModel):
         one."""
         groups: int = 8
         """Groups of the group normalisation (network unet)."""
+        unet: UNetOptions = field(default_factory=UNetOptions)
+        """Finer points of the U-Net, in which published ones differ."""
         dropout: float = 0.0
         """Share of features dropped inside residual blocks."""
         conditional: bool = True
@@ -86,7 +88,7 @@ class DenoisingModel(GenerativeModel):
             if not self.multipliers:
                 raise ConfigError("multipliers is empty: give one width per resolution, e.g. 1,2,2")
             for multiplier in self.multipliers:
-                check("multipliers", multiplier, low=1)
+                check("multipliers", multiplier, low=0, open_low=True)
             if self.channels % self.groups:
                 raise ConfigError(
                     f"channels = {self.channels} is not a multiple of groups = {self.groups}"
@@ -113,6 +115,8 @@ class DenoisingModel(GenerativeModel):
         ddim. heun calls its network twice a step, the others once."""
         eta: float = 0.0
         """Noise of ddim: 0 is deterministic, 1 is DDPM with the smaller variance."""
+        variance: Literal["large", "small"] = "large"
+        """Noise of ancestral: of the forward step, or less, as much as clean data would explain."""
         order: int = 2
         """Order of dpm-solver++ (1 to 3) and of unipc's predictor (1 to 3)."""
         tolerance: float = 1e-3
@@ -189,6 +193,7 @@ class DenoisingModel(GenerativeModel):
             groups=config.groups,
             dropout=config.dropout,
             classes=classes,
+            options=config.unet,
         )
 
     @classmethod
