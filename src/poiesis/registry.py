@@ -230,6 +230,13 @@ MODELS: dict[str, Entry] = {
             summary="score matching in continuous time: VP, sub-VP and VE noise",
         ),
         Entry(
+            name="latent-diffusion",
+            target="poiesis.models.diffusion.latent_diffusion:LatentDiffusion",
+            family="diffusion",
+            accepts=("image",),
+            summary="a flow over an autoencoder's latents: fast at larger images",
+        ),
+        Entry(
             name="consistency",
             target="poiesis.models.diffusion.consistency:Consistency",
             family="diffusion",

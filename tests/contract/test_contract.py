@@ -426,6 +426,20 @@ CASES = {
         )
         for name in ("edm", "flow-matching", "score-sde")
     },
+    "latent-diffusion": Case(
+        name="latent-diffusion",
+        options={
+            "widths": (8,),
+            "blocks": 1,
+            "latent_channels": 2,
+            "discriminator_width": 4,
+            "adversarial_start": 0.0,
+            "learning_rate": 5e-3,
+            "flow": {"channels": 8, "multipliers": (1,), "attention": (4,), "warmup": 5},
+        },
+        learns="autoencoder",
+        expected_failures=NO_OFFSET,
+    ),
     "consistency": Case(
         name="consistency",
         options={"channels": 8, "multipliers": (1,), "attention": (8,), "learning_rate": 1e-2},

@@ -32,6 +32,7 @@ __all__ = [
     "autocast",
     "low_weights",
     "preset",
+    "within",
 ]
 
 Loss = tuple[Tensor, dict[str, Tensor | float]]
@@ -142,6 +143,19 @@ class Stage:
     """Applied to each batch without gradients, e.g. images to codes of a trained first stage."""
     reset_optimizers: bool = False
     """Start this stage with fresh optimizer states."""
+
+
+def within(network: str, optim: Optim) -> Optim:
+    """Return the optimizer of a part, whose names are those within the part, for the whole."""
+    inner, prefix = optim.select, f"{network}."
+    names = tuple(f"{prefix}{name}" if name else network for name in optim.networks)
+    if inner is None:
+        return dataclasses.replace(optim, networks=names)
+
+    def select(name: str, parameter: nn.Parameter) -> bool:
+        return inner(name.removeprefix(prefix), parameter)
+
+    return dataclasses.replace(optim, networks=names, select=select)
 
 
 class GenerativeModel(nn.Module):

@@ -214,6 +214,11 @@ class DenoisingModel(GenerativeModel):
         return Grid(channels=spec.channels, size=size, domain="signed", levels=spec.levels)
 
     @property
+    def _bounded(self) -> bool:
+        """Whether data lie in [-1, 1]: images, not their latents."""
+        return isinstance(self.spec, Grid) and self.spec.domain == "signed"
+
+    @property
     def _network(self) -> nn.Module:
         return self.unet if isinstance(self.spec, Grid) else self.mlp
 
@@ -406,7 +411,7 @@ class DenoisingModel(GenerativeModel):
         start = _precise(noise.randn(*self.spec.shape) * self.prior_std(path))
         denoise = self._denoise(condition, options)
         filled = editing.inpaint(denoise, path, start, x, mask, noise, resamples=resamples).float()
-        filled = filled.clamp(-1, 1) if isinstance(self.spec, Grid) else filled
+        filled = filled.clamp(-1, 1) if self._bounded else filled
         return torch.where(mask > 0, filled, x)
 
     def invert(self, x: Tensor, condition: Tensor | None = None, options: Any = None) -> Tensor:
@@ -429,7 +434,7 @@ class DenoisingModel(GenerativeModel):
         own = {name: getattr(options, name) for name in solver.options}
         denoise = self._denoise(condition, options)
         x = solver.run(denoise, path, _precise(x), noise, **own).float()
-        return x.clamp(-1, 1) if isinstance(self.spec, Grid) else x
+        return x.clamp(-1, 1) if self._bounded else x
 
     def _denoise(self, condition: Tensor | None, options: Any) -> diffusion.Denoise:
         """Return the denoiser that samplers call: guided, clipped, in the precision of x_t."""
@@ -437,7 +442,7 @@ class DenoisingModel(GenerativeModel):
         def denoise(x_t: Tensor, level: Any) -> Tensor:
             t = torch.full((len(x_t),), level, device=x_t.device)
             x0 = self.guided(x_t.float(), t, condition, options)
-            if isinstance(self.spec, Grid):
+            if self._bounded:
                 x0 = diffusion.clip_x0(x0, options.clip)
             return x0.to(x_t)
 
