@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,9 @@ _FUSED = 16
 
 class ResidualGAN(Adversarial):
     """Base of the GANs with residual networks: their options, view and networks."""
+
+    logit_bias: ClassVar[bool] = True
+    """Whether the discriminator's last layer has a bias; SNGAN's has none in its authors' code."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Adversarial.Config):
@@ -127,6 +130,7 @@ class ResidualGAN(Adversarial):
             classify=bool(config.auxiliary_weight),
             spectral=config.spectral_norm != "none",
             attention=[spec.size[0] // side for side in config.attention],
+            bias=self.logit_bias,
         )
         for network in (self.generator, self.discriminator):
             initialise(network, config.initialisation)
@@ -268,6 +272,7 @@ class ResidualDiscriminator(nn.Module):
         spectral: bool = True,
         attention: Sequence[int] = (),
         pool: Literal["sum", "mean"] = "sum",
+        bias: bool = True,
     ) -> None:
         super().__init__()
         conv = SpectralConv2d if spectral else nn.Conv2d
@@ -285,7 +290,7 @@ class ResidualDiscriminator(nn.Module):
             for i, (a, b) in enumerate(itertools.pairwise((channels, *widths)))
         )
         self.pool = pool
-        self.output = linear(widths[-1], 1)
+        self.output = linear(widths[-1], 1, bias=bias)
         self.label = embedding(classes, widths[-1]) if classes and not classify else None
         self.classifier = linear(widths[-1], classes) if classify else None
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from poiesis.models.base import preset
+from poiesis.models.gans.padding import padded_size
 from poiesis.models.gans.resnet import ResidualGAN, fast_widths
 from poiesis.spec import Spec
 
@@ -54,10 +55,14 @@ class SAGAN(ResidualGAN):
     @preset
     @staticmethod
     def paper(spec: Spec) -> Config:
-        """The paper's networks for ImageNet, 128 px: 64 channels, attention at 32 px."""
+        """The paper's networks for ImageNet, 128 px: 64 channels, attention at 32 px.
+
+        At 64 px they have one block less.
+        """
+        blocks = 6 if padded_size(spec, SAGAN.__name__, most=128) > 64 else 5
         return SAGAN.Config(
-            generator_widths=(1024, 1024, 512, 256, 128, 64),
-            discriminator_widths=(64, 128, 256, 512, 1024, 1024),
+            generator_widths=(1024, 1024, 512, 256, 128, 64)[-blocks:],
+            discriminator_widths=(64, 128, 256, 512, 1024, 1024)[:blocks],
             final_size=4,
             attention=(32,),
             batch_size=256,

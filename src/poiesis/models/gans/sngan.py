@@ -28,6 +28,8 @@ class SNGAN(ResidualGAN):
     arXiv:1802.05957; Miyato & Koyama, cGANs with Projection Discriminator, arXiv:1802.05637.
     """
 
+    logit_bias = False
+
     @dataclass(frozen=True, kw_only=True)
     class Config(ResidualGAN.Config):
         """Options of the SNGAN."""
