@@ -262,9 +262,10 @@ def test_penalties_belong_to_the_loss(penalty):
     game = d(fake, None) - d(x, None)
     torch.testing.assert_close(loss, game + expected)
     torch.testing.assert_close(logs["penalty"], expected)
-    lazy = make(WGANGP, POINTS, penalty=penalty, penalty_weight=3.0, penalty_every=4)
+    lazily = {"penalty_every": 4, "critic_steps": 2}
+    lazy = make(WGANGP, POINTS, penalty=penalty, penalty_weight=3.0, **lazily)
     values, _ = lazy.penalty_loss(make_batch(x), 0)
-    torch.testing.assert_close(values, 4 * expected)
+    torch.testing.assert_close(values, 8 * expected)
     phases = {phase.name: phase for phase in lazy.stages()[0].phases}
     assert list(phases) == ["discriminator", "penalty", "generator"]
     assert (phases["penalty"].every, phases["penalty"].step) == (4, ("discriminator",))
@@ -281,7 +282,7 @@ def test_penalties_work_under_autocast_and_without_autograd():
     assert loss.dtype == torch.float32
     loss.mean().backward()
     assert all(p.grad.isfinite().all() for n, p in model.discriminator.named_parameters())
-    torch.testing.assert_close(loss, exact, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(loss, exact, rtol=0.05, atol=0.05)
     with torch.no_grad():
         again, _ = model.discriminator_loss(make_batch(x), 0)
     torch.testing.assert_close(again, exact)

@@ -202,10 +202,10 @@ def test_learns_classes():
     y = torch.arange(32) % 2
     x = (2.0 * y - 1)[:, None, None, None].expand(32, 1, 8, 8)
     steps = {
-        name: torch.optim.Adam(model.get_submodule(name).parameters(), lr=2e-3, betas=(0, 0.9))
+        name: torch.optim.Adam(model.get_submodule(name).parameters(), lr=2e-3, betas=(0.0, 0.9))
         for name in ("discriminator", "generator")
     }
-    for step in range(60):
+    for step in range(100):
         for phase in model.stages()[0].phases:
             model.zero_grad()
             draws = Draws((step, phase.name), total=32)

@@ -85,8 +85,8 @@ class Adversarial(GenerativeModel):
         penalty_weight: float = 10.0
         """Factor of the gradient penalties."""
         penalty_every: int = 1
-        """Steps from one gradient penalty to the next; above 1 it has a phase of its own, with this
-        as a further factor."""
+        """Steps from one gradient penalty to the next; above 1 it has a phase of its own, and as a
+        further factor the discriminator steps it stands for."""
         clip: float = 0.01
         """Largest absolute weight of the discriminator (penalty clip)."""
         orthogonal: float = 0.0
@@ -256,14 +256,14 @@ class Adversarial(GenerativeModel):
         return values, {}
 
     def penalty_loss(self, batch: Batch, step: int) -> Loss:
-        """Return the gradient penalty (b,), times the number of steps it stands for."""
+        """Return the gradient penalty (b,), times the discriminator steps it stands for."""
         with torch.no_grad():
             fake = self._fake(batch)
         real, fake = self._watched(batch.x, fake)
         with twice_differentiable():
             judged = [(self._judge(x, batch, step)[0], x) for x in (real, fake) if x.requires_grad]
         penalty = self._penalty(judged, real, fake, batch, step)
-        return self.config.penalty_every * penalty, {}
+        return self.config.penalty_every * self.config.critic_steps * penalty, {}
 
     def augment(self, x: Tensor, batch: Batch, step: int) -> Tensor:
         """Return what the discriminator gets to see, in training, of real or fake x."""

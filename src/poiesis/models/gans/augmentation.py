@@ -54,6 +54,10 @@ _SYM6 = (
     *(0.4910559419267466, 0.787641141030194, 0.3379294217276218, -0.07263752278646252),
     *(-0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148),
 )
+_MIDDLE = len(_SYM6) // 2 - 1
+_LATE = sum(k * weight for k, weight in enumerate(_SYM6)) / sum(_SYM6) - _MIDDLE - 0.5
+"""How far, in pixels of the magnified image, it moves what has no detail: no wavelet but the
+shortest is symmetric."""
 
 
 class Source(Protocol):
@@ -257,8 +261,10 @@ def warp(x: Tensor, matrix: Tensor) -> Tensor:
     """
     (up_h, down_h), (up_w, down_w) = (_resampling(n, x.device, x.dtype) for n in x.shape[2:])
     y = up_h @ x @ up_w.T
-    double = matrix * torch.tensor((1.0, 1.0, 2.0), device=matrix.device)
-    return down_h @ _lookup(y, double, mode=_BILINEAR) @ down_w.T
+    linear, by = matrix[:, :, :2], matrix[:, :, 2:]
+    # All content is late by the same, whichever way it is turned.
+    by = 2 * by + _LATE * (1 - linear.sum(2, keepdim=True))
+    return down_h @ _lookup(y, torch.cat((linear, by), 2), mode=_BILINEAR) @ down_w.T
 
 
 def recolour(x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
@@ -288,13 +294,12 @@ def _resampling(n: int, device: torch.device, dtype: torch.dtype) -> tuple[Tenso
         i %= 2 * length
         return i if i < length else 2 * length - 1 - i
 
-    half = len(_SYM6) // 2 - 1  # to its middle, which lies between two values
     for k, weight in enumerate(_SYM6):
         for i in range(-len(_SYM6), n + len(_SYM6)):
-            if 0 <= 2 * i + k - half < 2 * n:
-                up[2 * i + k - half, mirrored(i, n)] += weight * math.sqrt(2)
+            if 0 <= 2 * i + k - _MIDDLE < 2 * n:
+                up[2 * i + k - _MIDDLE, mirrored(i, n)] += weight * math.sqrt(2)
         for i in range(n):
-            down[i, mirrored(2 * i + k - half, 2 * n)] += weight / math.sqrt(2)
+            down[i, mirrored(2 * i + k - _MIDDLE, 2 * n)] += weight / math.sqrt(2)
     return up.to(device, dtype), down.to(device, dtype)
 
 

@@ -15,6 +15,7 @@ from poiesis.models.gans.convolutional import (
     check_widths,
     doubling,
     initialise,
+    initialise_he,
 )
 from poiesis.models.gans.dense import DenseDiscriminator, DenseGenerator
 from poiesis.models.gans.padding import padded_size, padded_view
@@ -117,4 +118,6 @@ class WGAN(Adversarial):
             assert isinstance(spec, Grid)
             self.generator = ConvGenerator(config.latent_dim, config.widths, spec, classes=classes)
             self.discriminator = ConvDiscriminator(config.widths, spec, batch_norm=False, **told)
-            self.apply(initialise)
+            self.generator.apply(initialise)
+            # Unclipped and without BatchNorm, N(0, 0.02) would leave the critic flat for long.
+            self.discriminator.apply(initialise if config.penalty == "clip" else initialise_he)
