@@ -9,12 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from poiesis.errors import SpecError
+from poiesis.errors import SpecError, suggest
 
-__all__ = ["Classes", "Domain", "Grid", "Spec", "Tokens", "Vector", "from_json", "to_json"]
+__all__ = [
+    "Attributes",
+    "Classes",
+    "Condition",
+    "Domain",
+    "Grid",
+    "Spec",
+    "Tokens",
+    "Vector",
+    "from_json",
+    "to_json",
+]
 
 Domain = Literal["levels", "unit", "signed", "bits", "real"]
 """Value range of a grid.
@@ -116,12 +128,50 @@ class Classes:
         raise SpecError(f"no class {name!r}; the classes are: {known}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Attributes:
+    """A condition: which of some properties a sample has, float 0 or 1, shape (batch, count)."""
+
+    names: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of attributes."""
+        return len(self.names)
+
+    def values(self, text: str) -> list[float]:
+        """Return 1 for each attribute that the text names, separated by commas; else 0.
+
+        "none" names none of them. Raises SpecError.
+        """
+        asked = [part.strip() for part in text.split(",") if part.strip() not in ("", "none")]
+        for name in asked:
+            if name not in self.names:
+                known = ", ".join(self.names)
+                raise SpecError(
+                    f"no attribute {name!r}{suggest(name, self.names)}; the attributes are: {known}"
+                )
+        return [float(name in asked) for name in self.names]
+
+    def describe(self, values: Sequence[float]) -> str:
+        """Return the names of the attributes whose value is above a half, or none."""
+        held = [name for name, value in zip(self.names, values, strict=True) if value > 0.5]
+        return ",".join(held) or "none"
+
+
 Spec = Grid | Tokens | Vector
+Condition = Classes | Attributes
 
-_KINDS: dict[str, type] = {"grid": Grid, "tokens": Tokens, "vector": Vector, "classes": Classes}
+_KINDS: dict[str, type] = {
+    "grid": Grid,
+    "tokens": Tokens,
+    "vector": Vector,
+    "classes": Classes,
+    "attributes": Attributes,
+}
 
 
-def to_json(spec: Spec | Classes | None) -> dict[str, Any] | None:
+def to_json(spec: Spec | Condition | None) -> dict[str, Any] | None:
     """Return a JSON-ready dict of a spec, with its kind."""
     if spec is None:
         return None

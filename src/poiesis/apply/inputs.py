@@ -25,7 +25,7 @@ from poiesis.errors import CapabilityError, DataError
 from poiesis.files import IMAGE_SUFFIXES, Zip, is_table, read_bytes, read_image, read_table
 from poiesis.models.capabilities import require
 from poiesis.models.trained import Trained
-from poiesis.spec import Grid
+from poiesis.spec import Classes, Grid
 
 __all__ = ["Inputs", "codes", "flat_code", "in_batches", "latent_parts", "open_inputs"]
 
@@ -94,9 +94,11 @@ def open_inputs(
     chosen = torch.arange(len(rows))
     if limit is not None and limit < len(rows):
         chosen = torch.linspace(0, len(rows) - 1, limit).round().long()
+    # Attributes are no classes: nothing here asks for them.
+    classes = data.condition if isinstance(data.condition, Classes) else None
     labels = getattr(rows, "y", None)
-    labels = None if labels is None else labels[chosen].tolist()
-    names: tuple[str, ...] = () if data.condition is None else data.condition.names
+    labels = None if labels is None or classes is None else labels[chosen].tolist()
+    names: tuple[str, ...] = () if classes is None else classes.names
     return Inputs(
         f"{data.variant}, {split}",
         [f"{split}-{number:06d}" for number in chosen.tolist()],

@@ -118,7 +118,10 @@ def _count(split: Any, names: tuple[str, ...]) -> dict[str, int] | None:
     labels = getattr(split, "y", None)
     if labels is None:
         return None
-    counts = torch.bincount(labels, minlength=len(names)).tolist()
+    if labels.dim() == 2:  # attributes
+        counts = labels.sum(0).long().tolist()
+    else:
+        counts = torch.bincount(labels, minlength=len(names)).tolist()
     return dict(zip(names, counts, strict=True))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from poiesis.errors import DataError
 from poiesis.rng import mix
-from poiesis.spec import Classes, Spec
+from poiesis.spec import Condition, Spec
 
 __all__ = ["Codec", "DataSet", "Split", "TableCodec", "TensorSplit", "TextSplit", "WindowSplit"]
 
@@ -164,7 +164,7 @@ class DataSet:
     variant: str
     """The exact variant, named in every result, e.g. "mnist, Bernoulli-binarised once, seed 0"."""
     spec: Spec
-    condition: Classes | None
+    condition: Condition | None
     codec: Codec
     splits: dict[str, Any]
     """train, validation and test, of which test may be missing."""

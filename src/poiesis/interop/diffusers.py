@@ -277,7 +277,7 @@ def _classes(
     remarks: list[str],
 ) -> Classes:
     """Return the classes; make the row of "no class" that ours has, where the file has none."""
-    known = None if data is None else data.condition
+    known = None if data is None or not isinstance(data.condition, Classes) else data.condition
     if known is not None and rows == known.count + 1:
         return known
     if known is not None and rows != known.count:

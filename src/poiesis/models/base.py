@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from poiesis.errors import ConfigError, suggest
 from poiesis.rng import Draws, Noise
-from poiesis.spec import Classes, Spec
+from poiesis.spec import Attributes, Condition, Spec
 
 __all__ = [
     "Batch",
@@ -50,7 +50,8 @@ def preset(function: F) -> F:
 class Batch:
     """What a loss sees: data in the model's view, conditions, and keyed noise.
 
-    x: shape (b, *view.shape), None in a phase without data. condition: int64 (b,) or None.
+    x: shape (b, *view.shape), None in a phase without data. condition: int64 (b,), attributes
+    float (b, k), or None.
     index: int64 (b,), positions in the data set. draws: the noise source of this phase and step.
     """
 
@@ -154,12 +155,15 @@ class GenerativeModel(nn.Module):
     Sampling: ClassVar[type]
     fp32_sampling: ClassVar[bool] = False
     """Sample in float32 even where bf16 is in hardware (where low precision brings nothing)."""
+    mixes_classes: ClassVar[bool] = False
+    """Instead of classes (b,), a condition may be weights of the classes or attributes (b, k)."""
 
     config: Any
     spec: Any
-    condition: Classes | None
+    condition: Any
+    """The spec of the condition: `Classes`, `Attributes` (if it mixes classes) or None."""
 
-    def __init__(self, config: Any, spec: Spec, condition: Classes | None = None) -> None:
+    def __init__(self, config: Any, spec: Spec, condition: Condition | None = None) -> None:
         super().__init__()
         self.config = config
         self.spec = spec
@@ -176,6 +180,11 @@ class GenerativeModel(nn.Module):
     def parts(cls, config: Any) -> Mapping[str, str]:
         """Return part name → run folder or registry name of the models this one is built on."""
         return {}
+
+    @classmethod
+    def view_with(cls, config: Any, spec: Spec, parts: Mapping[str, Any]) -> Spec:
+        """Return the view, where it depends on the parts, too."""
+        return cls.view(config, spec)
 
     def optimizers(self) -> Mapping[str, Optim]:
         """Return the named optimizers."""
@@ -241,8 +250,12 @@ class GenerativeModel(nn.Module):
 
     @classmethod
     def preset(cls, name: str, spec: Spec) -> Any:
-        """Return the full config of a named preset for data of this spec; raises ConfigError."""
+        """Return the full config of a named preset for data of this spec; raises ConfigError.
+
+        Dashes in the name are as good as underscores.
+        """
         presets = cls.presets()
+        name = name.replace("-", "_")
         if name not in presets:
             hint = suggest(name, presets) or f"; known: {', '.join(presets)}"
             raise ConfigError(f"{cls.__name__} has no preset {name!r}{hint}")
@@ -266,9 +279,15 @@ class GenerativeModel(nn.Module):
         return dict(self.named_children())
 
     def default_condition(self, first: int, n: int) -> Tensor | None:
-        """Return classes for samples first…first+n-1: each class in turn; None if unconditional."""
+        """Return conditions for samples first…first+n-1; None if unconditional.
+
+        Each class in turn, or none of the attributes and each of them alone in turn.
+        """
         if self.condition is None:
             return None
+        if isinstance(self.condition, Attributes):
+            alone = torch.eye(self.condition.count + 1)[:, 1:]
+            return alone[torch.arange(first, first + n) % len(alone)]
         return torch.arange(first, first + n) % self.condition.count
 
     @torch.no_grad()
@@ -287,7 +306,7 @@ class GenerativeModel(nn.Module):
         """Draw n samples in the model's view, on the CPU, shape (n, *spec.shape).
 
         Sample i depends on (seed, first + i) alone, so the batch size changes nothing but speed
-        (up to rounding of batched arithmetic). condition: int64 (n,), default each class in turn.
+        (up to rounding of batched arithmetic). condition: (n, …), else the default.
         """
         options = self.Sampling() if options is None else options
         if condition is None:

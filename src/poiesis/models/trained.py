@@ -27,7 +27,7 @@ from poiesis.models.base import GenerativeModel, hardware_bf16
 from poiesis.rng import Noise
 from poiesis.runs import Run
 from poiesis.sampling.streaming import StopStrings, TextStream
-from poiesis.spec import Classes, Tokens, from_json
+from poiesis.spec import Attributes, Condition, Tokens, from_json
 
 __all__ = ["Trained", "build", "load", "load_exact", "pick_device", "reproduce", "sample"]
 
@@ -51,7 +51,7 @@ def build(
     cls: type[GenerativeModel],
     config: Any,
     spec: Any,
-    condition: Classes | None,
+    condition: Condition | None,
     *,
     parts_folder: Path | None = None,
     device: torch.device | str = "cpu",
@@ -59,13 +59,18 @@ def build(
     """Construct a model for native data `spec`, loading its parts from the run's copies."""
     # A model is conditional where its configuration asks for it and the data has classes.
     use = condition if getattr(config, "conditional", False) else None
-    view = cls.view(config, spec)
+    if isinstance(use, Attributes) and not cls.mixes_classes:
+        raise ConfigError(
+            f"{cls.__name__} learns by class, not by attribute; use a GAN, or one class a row "
+            "(--data.label)"
+        )
     names = cls.parts(config)
     if not names:
-        return _laid_out(cls(config, view, use).to(device))
+        return _laid_out(cls(config, cls.view(config, spec), use).to(device))
     if parts_folder is None:
         raise RunError(f"{cls.__name__} is built on other runs and needs a run folder")
     parts = {name: load(parts_folder / name, device=str(device)).model for name in names}
+    view = cls.view_with(config, spec, parts)
     return _laid_out(cls(config, view, use, parts=parts).to(device))  # type: ignore[call-arg]
 
 
@@ -100,7 +105,7 @@ class Trained:
         self.data_name: str = data["name"]
         self.variant: str = data["variant"]
         self.data_spec = from_json(data["spec"])
-        self.condition: Classes | None = from_json(data["condition"])
+        self.condition: Condition | None = from_json(data["condition"])
         self.codec: Codec = codec_from_json(data["codec"])
         self.view = View(self.data_spec, model.spec)
 
@@ -124,12 +129,23 @@ class Trained:
         cls = type(self.model).Sampling
         return configs.from_dict(cls, changes, path="sampling.", base=self.sampling)
 
+    def condition_of(self, label: str | int, n: int) -> Tensor:
+        """Return the condition of n samples of a class, (n,), or with attributes, (n, k)."""
+        if isinstance(self.model.condition, Attributes):
+            return torch.tensor(self.model.condition.values(str(label))).expand(n, -1)
+        return torch.full((n,), self.class_number(label))
+
     def class_number(self, name: str | int) -> int:
         """Return a class's number by name; raises CapabilityError if the model has none."""
         if self.model.condition is None:
             raise CapabilityError(
                 f"this {self.name} was trained without classes; train one with "
                 "--model.conditional true on data that has classes"
+            )
+        if isinstance(self.model.condition, Attributes):
+            raise CapabilityError(
+                f"this {self.name} learned attributes, not classes: "
+                f"{', '.join(self.model.condition.names)}"
             )
         return self.model.condition.index(str(name))
 
@@ -146,7 +162,7 @@ class Trained:
     ) -> Tensor:
         """Return n samples as native tensors: uint8 levels (n, c, h, w), int64 tokens (n, t) or
         float32 vectors (n, d) and audio (n, 1, t)."""
-        condition = None if label is None else torch.full((n,), self.class_number(label))
+        condition = None if label is None else self.condition_of(label, n)
         drawn = self.model.sample(
             n,
             seed=seed,
@@ -244,15 +260,15 @@ class Trained:
         return [prompt + "".join(parts) for parts in pieces]
 
     def class_names(self, n: int, label: str | int | None = None) -> list[str] | None:
-        """Return the classes of the first n samples, given `label` or none; None without any."""
+        """Return the classes or attributes of the first n samples; None without any."""
         condition = self.model.condition
         if condition is None:
             return None
-        numbers = [self.class_number(label)] * n if label is not None else None
-        if numbers is None:
-            drawn = self.model.default_condition(0, n)
-            assert drawn is not None
-            numbers = drawn.tolist()
+        drawn = self.model.default_condition(0, n) if label is None else self.condition_of(label, n)
+        assert drawn is not None
+        numbers = drawn.tolist()
+        if isinstance(condition, Attributes):
+            return [condition.describe(values) for values in numbers]
         return [condition.names[number] if condition.names else str(number) for number in numbers]
 
     def recipe(self, index: int | None, first: int, count: int, **how: Any) -> dict[str, Any]:

@@ -314,7 +314,8 @@ class UNet(nn.Module):
         emb_be = self.time_embedding(waves_be)
         if self.class_embedding is not None:
             if condition is None:
-                condition = torch.full_like(t, self.class_embedding.num_embeddings - 1)
+                none = self.class_embedding.num_embeddings - 1
+                condition = torch.full_like(t, none, dtype=torch.long)
             emb_be = emb_be + self.class_embedding(condition)
 
         x = self.conv_in(x_bchw)

@@ -27,7 +27,7 @@ from poiesis.models.trained import Trained
 from poiesis.reporting.neighbours import Copying, copying
 from poiesis.reporting.plots import curve, panels
 from poiesis.runs import Run
-from poiesis.spec import Grid, Tokens
+from poiesis.spec import Classes, Grid, Tokens
 
 __all__ = ["RunSection", "duration", "gather", "picture", "short"]
 
@@ -314,11 +314,12 @@ def _classes(trained: Trained, extractor: Extractor, features: Tensor) -> dict[s
     """Return how many samples the data set's classifier takes for each class."""
     guesses = extractor.head(features).argmax(1)
     counts = torch.bincount(guesses, minlength=extractor.classes).tolist()
-    names = trained.condition.names if trained.condition else ()
+    condition = trained.condition if isinstance(trained.condition, Classes) else None
+    names = condition.names if condition else ()
     names = names or tuple(map(str, range(extractor.classes)))
     top = max(counts)
     note = f"as the classifier {extractor.name!r} sees {len(guesses)} samples"
-    asked = trained.model.default_condition(0, len(guesses))
+    asked = trained.model.default_condition(0, len(guesses)) if condition else None
     if asked is not None:
         agree = float((asked.cpu() == guesses).double().mean())
         note += f"; {agree:.0%} are of the class that was asked for"

@@ -18,6 +18,7 @@ from poiesis.data.codecs.image import MODES, convert, fit, native_mode
 from poiesis.data.config import DataConfig
 from poiesis.data.dataset import DataSet
 from poiesis.data.sources.arrays import describe
+from poiesis.data.sources.attributes import attributes_of_files
 from poiesis.data.sources.splits import Images, MemoryRows, assemble, to_bits
 from poiesis.errors import DataError
 from poiesis.files import IMAGE_SUFFIXES, Zip, image_header, read_bytes, read_image
@@ -273,6 +274,7 @@ def open_parts(
     in_memory = size <= config.memory * 1e9
     rows: dict[str, MemoryRows | StreamRows] = {}
     labels: dict[str, list[str]] = {}
+    held: dict[str, list[str]] = {}
     seen = _Pass()
     for part, files in parts.items():
         names = [file for file, _ in files]
@@ -293,6 +295,7 @@ def open_parts(
                 out[place] = result
             kept.append(place)
         labels[part] = [files[place][1] for place in kept]
+        held[part] = [names[place] for place in kept]
         if in_memory:
             whole = out if len(kept) == len(names) else out[kept]
             rows[part] = MemoryRows(torch.from_numpy(whole), None)
@@ -300,12 +303,19 @@ def open_parts(
             rows[part] = StreamRows(reader, [names[place] for place in kept], None)
     if len(seen.shapes) > 1:
         raise DataError(_mixed(found, seen))
-    classes = _label(found, rows, labels, seen.skipped, config)
+    attributes: tuple[str, ...] = ()
+    if config.attributes:
+        classes: tuple[str, ...] = ()
+        for part, files in held.items():
+            rows[part].y, attributes = attributes_of_files(config.attributes, files)
+    else:
+        classes = _label(found, rows, labels, seen.skipped, config)
     codec = ImageCodec(
         channels=channels, size=(height, width), resize=config.resize, crop=config.crop
     )
     notes = {"origin": str(found.where), "ignored": found.ignored, "streamed": not in_memory}
-    images = Images(name, rows, codec, classes, describe(config), seen.skipped, notes)
+    done = describe(config)
+    images = Images(name, rows, codec, classes, done, seen.skipped, notes, attributes=attributes)
     return assemble(images, config)
 
 

@@ -17,7 +17,7 @@ from poiesis.data.config import DataConfig
 from poiesis.data.dataset import DataSet, TensorSplit
 from poiesis.errors import ConfigError, suggest
 from poiesis.rng import generator, mix
-from poiesis.spec import Classes
+from poiesis.spec import Attributes, Classes, Condition
 
 __all__ = ["Images", "Rows", "assemble", "bernoulli", "stratified"]
 
@@ -82,6 +82,8 @@ class Images:
     notes: dict[str, Any] = field(default_factory=dict)
     rows: str = "images"
     """What messages call the rows."""
+    attributes: tuple[str, ...] = ()
+    """Names of the columns of y, where that holds attributes instead of classes."""
 
 
 def bernoulli(part: str, rows: Tensor, dims: int) -> np.ndarray:
@@ -171,12 +173,23 @@ def _keep(
     }
 
 
+def _condition(classes: tuple[str, ...], attributes: tuple[str, ...]) -> Condition | None:
+    if attributes:
+        return Attributes(names=attributes)
+    return Classes(count=len(classes), names=classes) if len(classes) > 1 else None
+
+
 def assemble(images: Images, config: DataConfig) -> DataSet:
     """Return the data set: bits where asked, official parts kept, missing ones cut, all recorded.
 
     Without official parts 10% are the test part; validation is cut from training.
     """
     parts, steps, codec = dict(images.parts), list(images.steps), images.codec
+
+    def strata(rows: Rows) -> Tensor | None:
+        # Each combination of attributes would be a class of its own, most of them of few rows.
+        return None if images.attributes else rows.y
+
     if config.binarize != "none":
         parts = {part: rows.binarize(config.binarize, part) for part, rows in parts.items()}
         kind = "Bernoulli-binarised once with seed 0"
@@ -189,7 +202,7 @@ def assemble(images: Images, config: DataConfig) -> DataSet:
     share = VALIDATION_SHARE if config.validation is None else config.validation
     if "all" in parts:
         rows = parts["all"]
-        pieces = stratified(rows.y, len(rows), (share, TEST_SHARE), config.split_seed)
+        pieces = stratified(strata(rows), len(rows), (share, TEST_SHARE), config.split_seed)
         chosen = dict(
             zip(("train", "validation", "test"), (("all", p) for p in pieces), strict=True)
         )
@@ -197,7 +210,7 @@ def assemble(images: Images, config: DataConfig) -> DataSet:
         rows = parts["train"]
         if config.validation is None and images.name in VALIDATION_IMAGES:
             share = VALIDATION_IMAGES[images.name] / len(rows)
-        pieces = stratified(rows.y, len(rows), (share,), config.split_seed)
+        pieces = stratified(strata(rows), len(rows), (share,), config.split_seed)
         chosen["train"], chosen["validation"] = (("train", p) for p in pieces)
     if config.split_seed and any(part in ("all", "train") for part, _ in chosen.values()):
         steps.append(f"split with seed {config.split_seed}")
@@ -219,7 +232,7 @@ def assemble(images: Images, config: DataConfig) -> DataSet:
         name=images.name,
         variant=", ".join([images.name, *steps]),
         spec=codec.spec,
-        condition=Classes(count=len(classes), names=classes) if len(classes) > 1 else None,
+        condition=_condition(classes, images.attributes),
         codec=codec,
         splits={split: parts[part].take(pick) for split, (part, pick) in ordered.items()},
         skipped=images.skipped,
