@@ -109,7 +109,7 @@ def _dpm_solver(options: Options, remarks: list[str]) -> dict[str, Any]:
     if sampling["order"] == 3:
         remarks.append("solver_order 3: its third-order term is ours halved, so samples differ")
     _without(options, remarks, {"solver_type": "midpoint", "euler_at_final": False})
-    options.take("lambda_min_clipped", 0.0, float)  # levels that are too noisy to matter
+    options.take_any("lambda_min_clipped", None)  # leaves out levels too noisy to matter; -inf
     options.one_of("variance_type", None, {None: None})
     return sampling
 
