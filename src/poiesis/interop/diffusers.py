@@ -92,7 +92,7 @@ def read(folder: Path, data: DataSet | None) -> Foreign:
         condition=condition,
         codec=codec,
         tensors=tensors,
-        names=names,
+        name_of=lambda ours: names.get(ours) or _their_name(ours.removeprefix("unet.")),
         sampling=sampling,
         remarks=remarks,
         files={str(path.relative_to(folder)): sha256(path) for path in files},
