@@ -375,6 +375,6 @@ def _options(
                 before = found.get(name) or inherited.get(name) or ("", "")
                 found[name] = (default, docs.get(name, before[1]))
             else:  # a dataclass of further options
-                own = _options(*inner, {})
-                found |= {f"{name}.{key}": value for key, value in own.items()}
+                further = _options(*inner, {})
+                found |= {f"{name}.{key}": value for key, value in further.items()}
     return found

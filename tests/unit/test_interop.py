@@ -183,7 +183,7 @@ BAD = {
     ),
     "lacking": (
         lambda f: retensor(f, lambda t: t.pop("mid_block.attentions.0.to_out.0.bias")),
-        "lack 'mid_block.attentions.0.to_out.bias'",
+        "lack 'mid_block.attentions.0.to_out.0.bias'",
     ),
     "spare": (
         lambda f: retensor(f, lambda t: t.update({"down_blocks.7.x": torch.zeros(1)})),

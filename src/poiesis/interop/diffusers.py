@@ -92,7 +92,7 @@ def read(folder: Path, data: DataSet | None) -> Foreign:
         condition=condition,
         codec=codec,
         tensors=tensors,
-        names=names,
+        name_of=lambda ours: names.get(ours) or _their_name(ours.removeprefix("unet.")),
         sampling=sampling,
         remarks=remarks,
         files={str(path.relative_to(folder)): sha256(path) for path in files},
@@ -277,7 +277,7 @@ def _classes(
     remarks: list[str],
 ) -> Classes:
     """Return the classes; make the row of "no class" that ours has, where the file has none."""
-    known = None if data is None else data.condition
+    known = None if data is None or not isinstance(data.condition, Classes) else data.condition
     if known is not None and rows == known.count + 1:
         return known
     if known is not None and rows != known.count:

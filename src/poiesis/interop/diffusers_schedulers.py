@@ -89,7 +89,7 @@ def _ddpm(options: Options, remarks: list[str]) -> dict[str, Any]:
 
 
 def _ddim(options: Options, remarks: list[str]) -> dict[str, Any]:
-    _ends_clean(options, remarks, "set_alpha_to_one", True)
+    _without(options, remarks, {"set_alpha_to_one": True})
     return {"sampler": "ddim", "spacing": _spacing(options, remarks, "leading")}
 
 
@@ -109,7 +109,7 @@ def _dpm_solver(options: Options, remarks: list[str]) -> dict[str, Any]:
     if sampling["order"] == 3:
         remarks.append("solver_order 3: its third-order term is ours halved, so samples differ")
     _without(options, remarks, {"solver_type": "midpoint", "euler_at_final": False})
-    options.take("lambda_min_clipped", 0.0, float)  # levels that are too noisy to matter
+    options.take_any("lambda_min_clipped", None)  # leaves out levels too noisy to matter; -inf
     options.one_of("variance_type", None, {None: None})
     return sampling
 
@@ -142,16 +142,10 @@ def _spacing(
         return found
     shapes = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
     shapes |= {"use_flow_sigmas": False, "flow_shift": 1.0, "use_dynamic_shifting": False}
-    shapes |= {"time_shift_type": "exponential"}
+    shapes |= {"time_shift_type": "exponential", "final_sigmas_type": "zero"}
     _without(options, remarks, shapes)
-    _ends_clean(options, remarks, "final_sigmas_type", "zero")
     options.one_of("lower_order_final", True, _BOOLEANS)  # with which order 2 ends as ours does
     return "logsnr" if options.one_of("use_lu_lambdas", False, _BOOLEANS) else found
-
-
-def _ends_clean(options: Options, remarks: list[str], key: str, clean: Any) -> None:
-    """Say that a path ends at clean data where the file wants it to end at the cleanest level."""
-    _without(options, remarks, {key: clean})
 
 
 def _without(options: Options, remarks: list[str], plain: dict[str, Any]) -> None:
@@ -166,7 +160,7 @@ def _clip(options: Options, remarks: list[str], *, clips: bool) -> dict[str, Any
     static = False
     if clips:
         static = options.one_of("clip_sample", True, _BOOLEANS)
-        if options.take("clip_sample_range", 1.0, float) != 1.0:
+        if options.take("clip_sample_range", 1.0, float) != 1.0 and static:
             remarks.append("clip_sample_range became 1, the range of images")
     dynamic = options.one_of("thresholding", False, _BOOLEANS)
     _without(options, remarks, {"dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0})

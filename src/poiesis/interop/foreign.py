@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ class Foreign:
     codec: Codec
     tensors: dict[str, Tensor]
     """Weights by our names."""
-    names: dict[str, str]
-    """Our name → the file's."""
+    name_of: Callable[[str], str]
+    """Our name of a weight → the file's."""
     sampling: dict[str, Any] = field(default_factory=dict)
     """Sampling options that differ from the model's."""
     remarks: list[str] = field(default_factory=list)

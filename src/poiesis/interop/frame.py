@@ -114,7 +114,7 @@ def _check(model: GenerativeModel, found: Foreign, source: Path) -> None:
     """Raise DataError that names a weight which does not fit the model."""
     own = model.state_dict()
     for name, tensor in own.items():
-        theirs = found.names.get(name, name)
+        theirs = found.name_of(name)
         if name not in found.tensors:
             raise DataError(
                 f"{source}: its weights lack {theirs!r}, which its configuration asks for"
@@ -130,7 +130,7 @@ def _check(model: GenerativeModel, found: Foreign, source: Path) -> None:
     spare = [name for name in found.tensors if name not in own]
     if spare:
         raise DataError(
-            f"{source}: its weights hold {found.names.get(spare[0], spare[0])!r}, for which its "
+            f"{source}: its weights hold {found.name_of(spare[0])!r}, for which its "
             "configuration has no place"
         )
 
