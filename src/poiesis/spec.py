@@ -9,12 +9,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from poiesis.errors import SpecError
+from poiesis.errors import SpecError, suggest
 
-__all__ = ["Classes", "Domain", "Grid", "Spec", "Tokens", "Vector", "from_json", "to_json"]
+__all__ = [
+    "Captions",
+    "Classes",
+    "Condition",
+    "Domain",
+    "Grid",
+    "Spec",
+    "Tokens",
+    "Vector",
+    "from_json",
+    "to_json",
+]
 
 Domain = Literal["levels", "unit", "signed", "bits", "real"]
 """Value range of a grid.
@@ -106,6 +119,15 @@ class Classes:
     count: int
     names: tuple[str, ...] = ()
 
+    @property
+    def none(self) -> int:
+        """The number that stands for "no class"."""
+        return self.count
+
+    def in_turn(self, first: int, n: int) -> list[int]:
+        """Return the classes of samples first…first+n-1 that nobody asked for: each in turn."""
+        return [number % self.count for number in range(first, first + n)]
+
     def index(self, name: str) -> int:
         """Return the number of a class given by name or number; raises SpecError."""
         if name in self.names:
@@ -116,12 +138,72 @@ class Classes:
         raise SpecError(f"no class {name!r}; the classes are: {known}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Captions:
+    """A condition: a text of known words, an int64 tensor of shape (batch, length).
+
+    Word i of `words` is token i + 1. Zeros fill up; nothing but zeros is "no caption".
+    """
+
+    none: ClassVar[int] = 0
+    """The token that stands for "nothing here"."""
+    names: ClassVar[tuple[str, ...]] = ()
+    """Captions have no names, classes do."""
+
+    words: tuple[str, ...]
+    length: int
+    """Most words of a caption."""
+    examples: tuple[str, ...] = ()
+    """Captions of held-out data, for samples that nobody asked for."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens, that of nothing included."""
+        return len(self.words) + 1
+
+    @staticmethod
+    def split(text: str) -> list[str]:
+        """Return the words of a text: letters and digits, in lower case."""
+        return re.findall(r"\w+", text.lower())
+
+    def index(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a caption, filled up; raises SpecError for words it can't take."""
+        words = self.split(text)
+        if len(words) > self.length:
+            raise SpecError(
+                f"the caption {text!r} has {len(words)} words; this model takes {self.length}"
+            )
+        for word in words:
+            if word not in self.words:
+                known = f"; the words are: {', '.join(self.words)}" if len(self.words) < 40 else ""
+                hint = suggest(word, self.words) or known
+                raise SpecError(f"no caption has the word {word!r}{hint}")
+        tokens = [self.words.index(word) + 1 for word in words]
+        return (*tokens, *[self.none] * (self.length - len(words)))
+
+    def text(self, tokens: Iterable[int]) -> str:
+        """Return the caption of tokens."""
+        return " ".join(self.words[token - 1] for token in tokens if token != self.none)
+
+    def in_turn(self, first: int, n: int) -> list[tuple[int, ...]]:
+        """Return captions for samples first…first+n-1 that nobody asked for: each in turn."""
+        examples = [self.index(text) for text in self.examples] or [(self.none,) * self.length]
+        return [examples[number % len(examples)] for number in range(first, first + n)]
+
+
 Spec = Grid | Tokens | Vector
+Condition = Classes | Captions
 
-_KINDS: dict[str, type] = {"grid": Grid, "tokens": Tokens, "vector": Vector, "classes": Classes}
+_KINDS: dict[str, type] = {
+    "grid": Grid,
+    "tokens": Tokens,
+    "vector": Vector,
+    "classes": Classes,
+    "captions": Captions,
+}
 
 
-def to_json(spec: Spec | Classes | None) -> dict[str, Any] | None:
+def to_json(spec: Spec | Condition | None) -> dict[str, Any] | None:
     """Return a JSON-ready dict of a spec, with its kind."""
     if spec is None:
         return None

@@ -25,7 +25,7 @@ from poiesis.errors import CapabilityError, DataError
 from poiesis.files import IMAGE_SUFFIXES, Zip, is_table, read_bytes, read_image, read_table
 from poiesis.models.capabilities import require
 from poiesis.models.trained import Trained
-from poiesis.spec import Grid
+from poiesis.spec import Captions, Classes, Grid
 
 __all__ = ["Inputs", "codes", "flat_code", "in_batches", "latent_parts", "open_inputs"]
 
@@ -95,6 +95,8 @@ def open_inputs(
     if limit is not None and limit < len(rows):
         chosen = torch.linspace(0, len(rows) - 1, limit).round().long()
     labels = getattr(rows, "y", None)
+    if isinstance(data.condition, Captions) and trained.model.condition is None:
+        labels = None  # captions are no classes
     labels = None if labels is None else labels[chosen].tolist()
     names: tuple[str, ...] = () if data.condition is None else data.condition.names
     return Inputs(
@@ -196,7 +198,8 @@ def in_batches(
 ) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
     """Yield (start, end, rows in the model's view, their classes if the model wants them)."""
     model = trained.model
-    if model.condition is not None and inputs.labels is None:
+    needed = isinstance(model.condition, Classes)  # captions may be left open
+    if needed and inputs.labels is None:
         raise DataError(
             f"{inputs.where}: this {trained.name} is conditional; lay the files out in folders "
             f"called as its classes, e.g. {(model.condition.names or ('0',))[0]}"

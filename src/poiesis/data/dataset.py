@@ -16,7 +16,7 @@ from torch import Tensor
 
 from poiesis.errors import DataError
 from poiesis.rng import mix
-from poiesis.spec import Classes, Spec
+from poiesis.spec import Condition, Spec
 
 __all__ = ["Codec", "DataSet", "Split", "TableCodec", "TensorSplit", "TextSplit", "WindowSplit"]
 
@@ -84,7 +84,9 @@ class Split(Protocol):
     def fetch(
         self, positions: Tensor, epochs: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return (native rows, int64 classes or None) at positions (b,), int64.
+        """Return (native rows, conditions or None) at positions (b,), int64.
+
+        Conditions are int64: classes (b,) or captions (b, length).
 
         epochs (b,): which pass over the data each row belongs to, where rows differ by pass.
         """
@@ -164,7 +166,7 @@ class DataSet:
     variant: str
     """The exact variant, named in every result, e.g. "mnist, Bernoulli-binarised once, seed 0"."""
     spec: Spec
-    condition: Classes | None
+    condition: Condition | None
     codec: Codec
     splits: dict[str, Any]
     """train, validation and test, of which test may be missing."""

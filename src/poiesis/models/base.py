@@ -17,9 +17,9 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from poiesis.errors import ConfigError, suggest
+from poiesis.errors import ConfigError, SpecError, suggest
 from poiesis.rng import Draws, Noise
-from poiesis.spec import Classes, Spec
+from poiesis.spec import Captions, Classes, Condition, Spec
 
 __all__ = [
     "Batch",
@@ -50,7 +50,8 @@ def preset(function: F) -> F:
 class Batch:
     """What a loss sees: data in the model's view, conditions, and keyed noise.
 
-    x: shape (b, *view.shape), None in a phase without data. condition: int64 (b,) or None.
+    x: shape (b, *view.shape), None in a phase without data. condition: int64, classes
+    (b,) or captions (b, length), or None.
     index: int64 (b,), positions in the data set. draws: the noise source of this phase and step.
     """
 
@@ -155,12 +156,22 @@ class GenerativeModel(nn.Module):
     fp32_sampling: ClassVar[bool] = False
     """Sample in float32 even where bf16 is in hardware (where low precision brings nothing)."""
 
+    conditions: ClassVar[tuple[type, ...]] = (Classes,)
+    """Kinds of conditions that it can learn."""
+
     config: Any
     spec: Any
-    condition: Classes | None
+    condition: Any
+    """What it learns besides the data, a `Condition`; None is nothing."""
 
-    def __init__(self, config: Any, spec: Spec, condition: Classes | None = None) -> None:
+    def __init__(self, config: Any, spec: Spec, condition: Condition | None = None) -> None:
         super().__init__()
+        if condition is not None and not isinstance(condition, self.conditions):
+            have = "captions" if isinstance(condition, Captions) else "classes"
+            raise SpecError(
+                f"{type(self).__name__} can't learn the {have} of this data: use "
+                "--model.conditional false, or a model that can, e.g. flow-matching"
+            )
         self.config = config
         self.spec = spec
         self.condition = condition
@@ -266,10 +277,13 @@ class GenerativeModel(nn.Module):
         return dict(self.named_children())
 
     def default_condition(self, first: int, n: int) -> Tensor | None:
-        """Return classes for samples first…first+n-1: each class in turn; None if unconditional."""
+        """Return conditions for samples first…first+n-1; None if unconditional.
+
+        That is each class in turn, or each of the captions that a run keeps.
+        """
         if self.condition is None:
             return None
-        return torch.arange(first, first + n) % self.condition.count
+        return torch.tensor(self.condition.in_turn(first, n), dtype=torch.int64)
 
     @torch.no_grad()
     def sample(
@@ -287,7 +301,8 @@ class GenerativeModel(nn.Module):
         """Draw n samples in the model's view, on the CPU, shape (n, *spec.shape).
 
         Sample i depends on (seed, first + i) alone, so the batch size changes nothing but speed
-        (up to rounding of batched arithmetic). condition: int64 (n,), default each class in turn.
+        (up to rounding of batched arithmetic). condition: int64 (n,), or captions (n, length);
+        default each class in turn.
         """
         options = self.Sampling() if options is None else options
         if condition is None:

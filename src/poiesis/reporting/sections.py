@@ -27,7 +27,7 @@ from poiesis.models.trained import Trained
 from poiesis.reporting.neighbours import Copying, copying
 from poiesis.reporting.plots import curve, panels
 from poiesis.runs import Run
-from poiesis.spec import Grid, Tokens
+from poiesis.spec import Classes, Grid, Tokens
 
 __all__ = ["RunSection", "duration", "gather", "picture", "short"]
 
@@ -319,7 +319,7 @@ def _classes(trained: Trained, extractor: Extractor, features: Tensor) -> dict[s
     top = max(counts)
     note = f"as the classifier {extractor.name!r} sees {len(guesses)} samples"
     asked = trained.model.default_condition(0, len(guesses))
-    if asked is not None:
+    if asked is not None and isinstance(trained.condition, Classes):
         agree = float((asked.cpu() == guesses).double().mean())
         note += f"; {agree:.0%} are of the class that was asked for"
     rows = zip(names, counts, strict=True)

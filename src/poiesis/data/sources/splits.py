@@ -15,9 +15,10 @@ from torch import Tensor
 from poiesis.data.codecs import ImageCodec
 from poiesis.data.config import DataConfig
 from poiesis.data.dataset import DataSet, TensorSplit
+from poiesis.data.sources.captions import tokenize, with_examples
 from poiesis.errors import ConfigError, suggest
 from poiesis.rng import generator, mix
-from poiesis.spec import Classes
+from poiesis.spec import Captions, Classes
 
 __all__ = ["Images", "Rows", "assemble", "bernoulli", "stratified"]
 
@@ -31,6 +32,7 @@ class Rows(Protocol):
     """Rows of one part, in memory or not."""
 
     y: Tensor | None
+    """Classes (n,) or captions (n, length), int64."""
 
     def __len__(self) -> int: ...
 
@@ -82,6 +84,8 @@ class Images:
     notes: dict[str, Any] = field(default_factory=dict)
     rows: str = "images"
     """What messages call the rows."""
+    captions: Captions | None = None
+    """The words, where the rows' y are captions."""
 
 
 def bernoulli(part: str, rows: Tensor, dims: int) -> np.ndarray:
@@ -113,9 +117,9 @@ def stratified(y: Tensor | None, n: int, shares: Sequence[float], seed: int) -> 
     """Return sorted positions of the rest and of one part per share, the same mix of classes each.
 
     A part has round(share * n) rows, spread over the classes by largest remainders; a class of two
-    or more gives the first part at least one and keeps at least one.
+    or more gives the first part at least one and keeps at least one. Captions are no classes.
     """
-    y = torch.zeros(n, dtype=torch.int64) if y is None else y
+    y = torch.zeros(n, dtype=torch.int64) if y is None or y.ndim > 1 else y
     labels, sizes = (t.numpy() for t in y.unique(return_counts=True))
     counts = np.zeros((len(shares), len(labels)), np.int64)
     for place, share in enumerate(shares):
@@ -215,11 +219,22 @@ def assemble(images: Images, config: DataConfig) -> DataSet:
 
     ordered = {s: chosen[s] for s in ("train", "validation", "test") if s in chosen}
     ordered = {split: pick for split, pick in ordered.items() if len(pick[1])}
+    condition = Classes(count=len(classes), names=classes) if len(classes) > 1 else None
+    captions = images.captions
+    if config.captions and captions is None:
+        if condition is None:
+            raise ConfigError(f"data.captions takes class names, but {images.name} has no classes")
+        captions, names, _ = tokenize({"all": classes}, images.name)
+        parts = {k: dataclasses.replace(rows, y=names["all"][rows.y]) for k, rows in parts.items()}
+        steps.append("class names as captions")
+    if captions is not None:
+        part, held_out = list(ordered.values())[-1]
+        condition = with_examples(captions, parts[part].y[held_out])
     return DataSet(
         name=images.name,
         variant=", ".join([images.name, *steps]),
         spec=codec.spec,
-        condition=Classes(count=len(classes), names=classes) if len(classes) > 1 else None,
+        condition=condition,
         codec=codec,
         splits={split: parts[part].take(pick) for split, (part, pick) in ordered.items()},
         skipped=images.skipped,
