@@ -10,7 +10,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,6 +146,34 @@ MODELS: dict[str, Entry] = {
             summary="convolutional GAN: sharp images in one pass",
         ),
         Entry(
+            name="cgan",
+            target="poiesis.models.gans.cgan:CGAN",
+            family="gans",
+            accepts=("image", "vector"),
+            summary="dense GAN conditioned on the class",
+        ),
+        Entry(
+            name="lsgan",
+            target="poiesis.models.gans.lsgan:LSGAN",
+            family="gans",
+            accepts=("image",),
+            summary="DCGAN with the least squares loss: gradients that do not vanish",
+        ),
+        Entry(
+            name="wgan",
+            target="poiesis.models.gans.wgan:WGAN",
+            family="gans",
+            accepts=("image", "vector"),
+            summary="Wasserstein GAN, clipped weights: a loss that measures the distance to data",
+        ),
+        Entry(
+            name="wgan-gp",
+            target="poiesis.models.gans.wgan_gp:WGANGP",
+            family="gans",
+            accepts=("image", "vector"),
+            summary="Wasserstein GAN with gradient penalty: steady training, all modes",
+        ),
+        Entry(
             name="ddpm",
             target="poiesis.models.diffusion.ddpm:DDPM",
             family="diffusion",
@@ -243,9 +271,9 @@ def describe(name: str) -> Description:
             ):
                 presets[item.name] = inspect.cleandoc(ast.get_docstring(item) or "")
             elif isinstance(item, ast.ClassDef) and item.name == "Config":
-                options |= _options(item, module_tree)
+                options |= _options(item, module_tree, options)
             elif isinstance(item, ast.ClassDef) and item.name == "Sampling":
-                sampling |= _options(item, module_tree)
+                sampling |= _options(item, module_tree, sampling)
     return Description(
         doc=inspect.cleandoc(ast.get_docstring(node) or ""),
         presets=presets,
@@ -276,14 +304,21 @@ def _bases(node: ast.ClassDef, module: ast.Module) -> Iterator[tuple[ast.ClassDe
                     yield from _bases(*found)
 
 
-def _options(node: ast.ClassDef, module: ast.Module) -> dict[str, tuple[str, str]]:
-    """Return field → (default, docstring) of a class, those of imported bases first."""
+def _options(
+    node: ast.ClassDef, module: ast.Module, inherited: Mapping[str, tuple[str, str]]
+) -> dict[str, tuple[str, str]]:
+    """Return field → (default, docstring) of a class, those of imported bases first.
+
+    A field that only sets another default keeps the docstring that it has in `inherited`.
+    """
     found: dict[str, tuple[str, str]] = {}
     for base in reversed(list(_bases(node, module))):
-        found |= _options(*base)
+        found |= _options(*base, found)
     docs = class_field_docs(node)
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
             default = ast.unparse(item.value) if item.value is not None else ""
-            found[item.target.id] = (default, docs.get(item.target.id, ""))
+            name = item.target.id
+            before = found.get(name) or inherited.get(name) or ("", "")
+            found[name] = (default, docs.get(name, before[1]))
     return found

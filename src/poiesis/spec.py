@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from poiesis.errors import SpecError, suggest
 
 __all__ = [
+    "Attributes",
     "Captions",
     "Classes",
     "Condition",
@@ -124,10 +125,6 @@ class Classes:
         """The number that stands for "no class"."""
         return self.count
 
-    def in_turn(self, first: int, n: int) -> list[int]:
-        """Return the classes of samples first…first+n-1 that nobody asked for: each in turn."""
-        return [number % self.count for number in range(first, first + n)]
-
     def index(self, name: str) -> int:
         """Return the number of a class given by name or number; raises SpecError."""
         if name in self.names:
@@ -136,6 +133,37 @@ class Classes:
             return int(name)
         known = ", ".join(self.names or map(str, range(self.count)))
         raise SpecError(f"no class {name!r}; the classes are: {known}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attributes:
+    """A condition: which of some properties a sample has, float 0 or 1, shape (batch, count)."""
+
+    names: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of attributes."""
+        return len(self.names)
+
+    def values(self, text: str) -> list[float]:
+        """Return 1 for each attribute that the text names, separated by commas; else 0.
+
+        "none" names none of them. Raises SpecError.
+        """
+        asked = [part.strip() for part in text.split(",") if part.strip() not in ("", "none")]
+        for name in asked:
+            if name not in self.names:
+                known = ", ".join(self.names)
+                raise SpecError(
+                    f"no attribute {name!r}{suggest(name, self.names)}; the attributes are: {known}"
+                )
+        return [float(name in asked) for name in self.names]
+
+    def describe(self, values: Sequence[float]) -> str:
+        """Return the names of the attributes whose value is above a half, or none."""
+        held = [name for name, value in zip(self.names, values, strict=True) if value > 0.5]
+        return ",".join(held) or "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +176,7 @@ class Captions:
     none: ClassVar[int] = 0
     """The token that stands for "nothing here"."""
     names: ClassVar[tuple[str, ...]] = ()
-    """Captions have no names, classes do."""
+    """Captions have no names; classes and attributes do."""
 
     words: tuple[str, ...]
     length: int
@@ -192,13 +220,14 @@ class Captions:
 
 
 Spec = Grid | Tokens | Vector
-Condition = Classes | Captions
+Condition = Classes | Attributes | Captions
 
 _KINDS: dict[str, type] = {
     "grid": Grid,
     "tokens": Tokens,
     "vector": Vector,
     "classes": Classes,
+    "attributes": Attributes,
     "captions": Captions,
 }
 

@@ -65,7 +65,7 @@ def test_mistakes_in_prompts_are_one_line(shapes_run, vae_run, refused):
     out = shapes_run / "samples" / "seed-0"
     assert not out.exists()
     refusal = refused("train", "cvae", "--data", "shapes", "--data.limit", 20)
-    assert "can't learn the captions" in refusal and "flow-matching" in refusal
+    assert "learns by class, not by caption" in refusal and "flow-matching" in refusal
 
 
 def test_evaluation_draws_held_out_captions(shapes_run, poiesis):

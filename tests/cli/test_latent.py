@@ -7,12 +7,16 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import poiesis
+from poiesis.apply.latent import interpolate
+from poiesis.apply.latent import latent as poiesis_latent
 from poiesis.cli.latent import MODES
 from poiesis.cli.main import main
 from poiesis.data import open_data
+from poiesis.sampling.latent import slerp
 
 
 def made(folder, model, *options):
@@ -73,6 +77,35 @@ def test_every_kind_of_latent(poiesis, runs, tmp_path, model, mode):
         found = json.loads(said)
         measure = {"autoencoder": "variance", "cvae": "kl"}.get(model, "share")
         assert len(found[measure]) == 3 and found[measure] == sorted(found[measure])[::-1]
+
+
+@pytest.mark.parametrize("model", ["gan", "cgan"])
+def test_gans_are_explored_by_their_own_samples(poiesis, tmp_path, model):
+    run = made(tmp_path, model, "--train.steps", "3")
+    words = {**WORDS, "arithmetic": ["8", "3", "12"], "neighbours": ["3", "-k", "4"]}
+    if model == "gan":
+        words.pop("direction")  # needs classes
+    for mode in words:
+        out = tmp_path / f"{mode}.{'html' if mode == 'map' else 'png'}"
+        given = [*words[mode], "--limit", 40, "-o", out, "--quiet"]
+        code, _, err = poiesis("latent", run, mode, *given)
+        assert code == 0, err
+    space = poiesis_latent(run, limit=20)
+    drawn = space.trained.model.sample(20, seed=0, precision="fp32")
+    assert torch.equal(space.inputs.fetch(0, 20), space.trained.view.invert(drawn))
+    assert torch.equal(space.point("7").row, space.inputs.fetch(7, 8)[0])
+    # Between two classes, half way, the classes are mixed.
+    shown = interpolate(space, ("3", "7"), steps=3)
+    ends = torch.stack([space.point("3").row, space.point("7").row])
+    assert torch.equal(shown.native[0, [0, 2]], ends)
+    if model == "cgan":
+        weights = torch.zeros(1, 10)
+        weights[0, [3, 7]] = 0.5
+        z = slerp(space.point("3").z, space.point("7").z, torch.tensor([0.5]))
+        assert torch.equal(shown.native[0, 1], space.decode(z, weights)[0])
+    for given in (["--input", "digits"], [tmp_path / "interpolate.png"]):
+        code, _, err = poiesis("latent", run, "interpolate", 3, *given, "--quiet")
+        assert code == 2 and "can't encode; models that can" in err
 
 
 def test_interpolation_in_every_format(poiesis, vae_run, tmp_path):

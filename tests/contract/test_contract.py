@@ -28,7 +28,7 @@ from poiesis.files import make_wav
 from poiesis.models import capabilities
 from poiesis.models.base import Batch
 from poiesis.models.trained import build, load
-from poiesis.rng import Draws
+from poiesis.rng import Draws, Noise
 from poiesis.spec import Classes, Grid, Tokens, Vector
 from poiesis.training import verb
 from poiesis.training.config import TrainConfig
@@ -50,6 +50,11 @@ class Case:
     expected_failures: Mapping[str, str] = field(default_factory=dict)
     """Test name → why this model does not pass it."""
 
+
+NO_OFFSET = {
+    "test_gradients_reach_every_parameter": "only differences of logits count, not their bias"
+}
+"""For adversarial losses that are the same for all biases of the discriminator's logit."""
 
 CASES = {
     "vae": Case(
@@ -249,6 +254,84 @@ CASES = {
         name="dcgan",
         options={"widths": (16, 16), "latent_dim": 8, "conditional": True, "batch_size": 32},
         learns="discriminator",
+    ),
+    "dcgan, tutorial, auxiliary classifier": Case(
+        name="dcgan",
+        options={
+            "network": "tutorial",
+            "widths": (16, 16),
+            "discriminator_widths": (8, 16),
+            "latent_dim": 8,
+            "conditional": True,
+            "auxiliary_weight": 1.0,
+            "separate_steps": True,
+            "batch_size": 32,
+            "discriminator_lr": 2e-3,
+        },
+        learns="real",
+    ),
+    "dcgan, relativistic, lazy penalty": Case(
+        name="dcgan",
+        options={
+            "widths": (16,),
+            "latent_dim": 8,
+            "loss": "relativistic",
+            "penalty": "zero-centred",
+            "penalty_every": 2,
+            "instance_noise": 0.1,
+            "orthogonal": 1e-4,
+            "discriminator_lr": 2e-3,
+        },
+        learns="discriminator",
+        expected_failures=NO_OFFSET,
+    ),
+    "cgan": Case(
+        name="cgan",
+        options={"generator_widths": (32,), "discriminator_widths": (32,), "latent_dim": 8},
+        learns="discriminator",
+    ),
+    "cgan, vectors, by projection": Case(
+        name="cgan",
+        options={
+            "generator_widths": (32,),
+            "discriminator_widths": (32,),
+            "latent_dim": 2,
+            "projection": True,
+        },
+        data="moons",
+        learns="discriminator",
+        falls=0.95,
+    ),
+    "lsgan": Case(
+        name="lsgan",
+        options={"widths": (16,), "latent_dim": 8, "discriminator_lr": 2e-3},
+        learns="discriminator",
+    ),
+    "wgan": Case(
+        name="wgan",
+        options={"widths": (16,), "latent_dim": 8, "discriminator_lr": 1e-3, "clip": 0.1},
+        learns="discriminator",
+        expected_failures=NO_OFFSET,
+    ),
+    "wgan, vectors": Case(
+        name="wgan",
+        options={"widths": (16, 16), "latent_dim": 2, "clip": 0.3, "discriminator_lr": 1e-2},
+        data="moons",
+        learns="discriminator",
+        expected_failures=NO_OFFSET,
+    ),
+    "wgan-gp": Case(
+        name="wgan-gp",
+        options={"widths": (16,), "latent_dim": 8, "discriminator_lr": 1e-3},
+        learns="discriminator",
+        expected_failures=NO_OFFSET,
+    ),
+    "wgan-gp, vectors, by class": Case(
+        name="wgan-gp",
+        options={"widths": (16, 16), "latent_dim": 2, "conditional": True},
+        data="moons",
+        learns="discriminator",
+        expected_failures=NO_OFFSET,
     ),
     "ddpm": Case(
         name="ddpm",
@@ -584,6 +667,11 @@ def test_every_declared_capability_works(case):
         # The part of it that the latent space consists of is enough.
         parts = latent_parts(model.encode(x, y))
         torch.testing.assert_close(model.decode(parts.get("z", parts), y), whole)
+    if "prior" in able:
+        z = model.prior(Noise(3, range(b)))
+        assert z.shape[0] == b and 0.5 < float(z.std()) < 1.5
+        drawn = model.sample(b, seed=3, condition=y, precision="fp32")
+        torch.testing.assert_close(model.decode(z, y), drawn)
     if "reconstruct" in able:
         assert model.reconstruct(x, y).shape == x.shape
         assert torch.equal(model.reconstruct(x, y), model.reconstruct(x, y))

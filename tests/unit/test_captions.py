@@ -13,6 +13,7 @@ from poiesis.models.autoencoders.vae import VAE
 from poiesis.models.base import Batch
 from poiesis.models.diffusion.ddpm import DDPM
 from poiesis.models.diffusion.flow_matching import FlowMatching, matched
+from poiesis.models.trained import build
 from poiesis.nn.text_encoder import TextEncoder
 from poiesis.nn.unet import UNet
 from poiesis.rng import Draws
@@ -219,8 +220,8 @@ def test_a_coupling_exchanges_noise_within_a_caption_alone():
 
 def test_models_that_know_classes_alone_refuse_captions():
     config = VAE.Config(conditional=True, widths=(8,), latent_dim=2)
-    with pytest.raises(SpecError, match="can't learn the captions"):
-        VAE(config, VAE.view(config, IMAGE), WORDS)
+    with pytest.raises(ConfigError, match="VAE learns by class, not by caption"):
+        build(VAE, config, IMAGE, WORDS)
 
 
 def test_bad_sizes_of_the_encoder_are_refused():

@@ -30,6 +30,7 @@ from poiesis.cli import (
     denoise,
     detect,
     doctor,
+    edit,
     evaluate,
     latent,
     reduce,
@@ -145,6 +146,8 @@ def accepted(args: list[str]) -> tuple[list[Any], dict[str, str]]:
         "reduce": reduce.ReduceArgs,
         "denoise": denoise.DenoiseArgs,
         "detect": detect.DetectArgs,
+        "edit": edit.EditArgs,
+        "inpaint": edit.InpaintArgs,
         "compress": compress.CompressArgs,
         "decompress": decompress.DecompressArgs,
     }

@@ -65,6 +65,14 @@ def test_an_exact_network_has_no_loss_and_denoises_exactly(name, monkeypatch):
     torch.testing.assert_close(model.denoiser(x_t, t), x0, atol=2e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["edm", "flow-matching", "vp"])
+def test_classes_may_be_left_open(name):
+    model = build(name, classes=3)
+    x, t = torch.zeros(4, 1, 8, 8), model.spread_times(torch.full((4,), 0.5))
+    open_class = model.denoiser(x, t, torch.full((4,), 3))
+    torch.testing.assert_close(model.denoiser(x, t), open_class)
+
+
 @pytest.mark.parametrize("name", ["edm", "vp", "ve"])
 def test_the_networks_input_has_unit_variance(name, monkeypatch):
     model = build(name)

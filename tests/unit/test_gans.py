@@ -14,7 +14,7 @@ from poiesis.models.base import Batch
 from poiesis.models.capabilities import of
 from poiesis.models.gans.dcgan import DCGAN
 from poiesis.models.gans.gan import GAN
-from poiesis.models.gans.losses import non_saturating_discriminator, non_saturating_generator
+from poiesis.models.gans.losses import LOSSES
 from poiesis.rng import Draws
 from poiesis.spec import Classes, Grid, Tokens, Vector
 
@@ -58,17 +58,19 @@ def steps(model, x, n, y=None):
 
 
 def test_losses_are_the_papers_formulas():
+    loss = LOSSES["non-saturating"]
     real, fake = torch.tensor([0.3, -2.0, 0.0]), torch.tensor([-1.0, 4.0, 0.0])
     d_real, d_fake = real.sigmoid(), fake.sigmoid()
     expected = -d_real.log() - (1 - d_fake).log()
-    torch.testing.assert_close(non_saturating_discriminator(real, fake), expected)
-    torch.testing.assert_close(non_saturating_generator(fake), -d_fake.log())
+    torch.testing.assert_close(loss.discriminator(real, fake), expected)
+    torch.testing.assert_close(loss.generator(fake, None), -d_fake.log())
     # At the optimum D = 1/2 everywhere: log 4, the value of the game (theorem 1).
-    assert non_saturating_discriminator(real[2:], fake[2:]).item() == pytest.approx(math.log(4))
+    assert loss.discriminator(real[2:], fake[2:]).item() == pytest.approx(math.log(4))
     # The non-saturating gradient does not vanish where D is sure, the minimax one does.
-    sure = torch.tensor([-20.0], requires_grad=True)
-    (gradient,) = torch.autograd.grad(non_saturating_generator(sure), sure)
-    assert gradient.item() == pytest.approx(-1, abs=1e-6)
+    for name, slope in (("non-saturating", -1), ("minimax", 0)):
+        sure = torch.tensor([-20.0], requires_grad=True)
+        (gradient,) = torch.autograd.grad(LOSSES[name].generator(sure, None), sure)
+        assert gradient.item() == pytest.approx(slope, abs=1e-6)
 
 
 def test_gan_tutorial_has_its_published_parameters():
@@ -154,7 +156,7 @@ def test_phases_give_one_loss_a_sample_and_reach_their_network(cls, spec):
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
         if phase.name == "discriminator":
             assert all(p.grad is None for p in model.generator.parameters())
-    assert of(model) == ["discriminate"]
+    assert of(model) == ["decode", "prior", "discriminate"]
     sample = model.sample(3)
     assert sample.shape == (3, *model.spec.shape)
     if model.spec.domain == "signed":
@@ -179,7 +181,7 @@ def test_dcgan_normalises_real_and_fake_apart():
         expected = expected + F.softplus(copy.deepcopy(model).discriminate(fake))
     loss, logs = model.discriminator_loss(make_batch(x), 0)
     torch.testing.assert_close(loss, expected)
-    assert set(logs) == {"real_score", "fake_score"}
+    assert set(logs) == {"real_score", "fake_score", "real_accuracy", "fake_accuracy"}
 
 
 def test_gan_learns_a_gaussian():

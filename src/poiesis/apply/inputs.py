@@ -94,11 +94,11 @@ def open_inputs(
     chosen = torch.arange(len(rows))
     if limit is not None and limit < len(rows):
         chosen = torch.linspace(0, len(rows) - 1, limit).round().long()
+    # Attributes are no classes: nothing here asks for them.
+    classes = data.condition if isinstance(data.condition, Classes) else None
     labels = getattr(rows, "y", None)
-    if isinstance(data.condition, Captions) and trained.model.condition is None:
-        labels = None  # captions are no classes
-    labels = None if labels is None else labels[chosen].tolist()
-    names: tuple[str, ...] = () if data.condition is None else data.condition.names
+    labels = None if labels is None or classes is None else labels[chosen].tolist()
+    names: tuple[str, ...] = () if classes is None else classes.names
     return Inputs(
         f"{data.variant}, {split}",
         [f"{split}-{number:06d}" for number in chosen.tolist()],
@@ -198,7 +198,8 @@ def in_batches(
 ) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
     """Yield (start, end, rows in the model's view, their classes if the model wants them)."""
     model = trained.model
-    needed = isinstance(model.condition, Classes)  # captions may be left open
+    # A caption may be left open.
+    needed = model.condition is not None and not isinstance(model.condition, Captions)
     if needed and inputs.labels is None:
         raise DataError(
             f"{inputs.where}: this {trained.name} is conditional; lay the files out in folders "

@@ -43,6 +43,8 @@ _ARGUMENTS = {
     "reduce": "ReduceArgs",
     "denoise": "DenoiseArgs",
     "detect": "DetectArgs",
+    "edit": "EditArgs",
+    "inpaint": "InpaintArgs",
     "compress": "CompressArgs",
     "decompress": "DecompressArgs",
     "reproduce": "ReproduceArgs",

@@ -93,7 +93,7 @@ def _list(as_json: bool) -> int:
 
 
 def _describe(found: DataSet) -> dict[str, Any]:
-    from poiesis.spec import Captions, Classes, to_json
+    from poiesis.spec import Captions, to_json
 
     classes, captions = None, None
     if isinstance(found.condition, Captions):
@@ -102,7 +102,7 @@ def _describe(found: DataSet) -> dict[str, Any]:
             "length": found.condition.length,
             "examples": list(found.condition.examples),
         }
-    elif isinstance(found.condition, Classes):
+    elif found.condition is not None:
         names = found.condition.names or tuple(map(str, range(found.condition.count)))
         classes = {part: _count(split, names) for part, split in found.splits.items()}
     return {
@@ -125,7 +125,10 @@ def _count(split: Any, names: tuple[str, ...]) -> dict[str, int] | None:
     labels = getattr(split, "y", None)
     if labels is None:
         return None
-    counts = torch.bincount(labels, minlength=len(names)).tolist()
+    if labels.dim() == 2:  # attributes
+        counts = labels.sum(0).long().tolist()
+    else:
+        counts = torch.bincount(labels, minlength=len(names)).tolist()
     return dict(zip(names, counts, strict=True))
 
 

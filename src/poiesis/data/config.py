@@ -41,6 +41,10 @@ class DataConfig:
     """Random changes of training images, e.g. flip, shift."""
     label: str | None = None
     """Column of a table that holds the class of each row."""
+    attributes: str = ""
+    """Yes-or-no properties to condition on, several of which a sample may have. For a table: its
+    columns of 0 and 1, separated by commas. For images: a table whose first column names the files
+    and whose others are 0 or 1 (or -1 and 1)."""
     drop: str = ""
     """Columns of a table to leave out, separated by commas."""
     length: int = 1024

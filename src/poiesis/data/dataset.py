@@ -86,7 +86,7 @@ class Split(Protocol):
     ) -> tuple[Tensor, Tensor | None]:
         """Return (native rows, conditions or None) at positions (b,), int64.
 
-        Conditions are int64: classes (b,) or captions (b, length).
+        Conditions are classes (b,) or captions (b, length), int64, or attributes (b, k), float32.
 
         epochs (b,): which pass over the data each row belongs to, where rows differ by pass.
         """

@@ -22,7 +22,7 @@ from poiesis.spec import Spec
 __all__ = ["Loader", "Rows", "positions"]
 
 Rows = tuple[Tensor, Tensor | None, Tensor]
-"""(rows in the view, int64 classes (b,), captions (b, length) or None, positions)."""
+"""(rows in the view, conditions as of `Split.fetch` or None, positions)."""
 Key = tuple[int, int, int]
 
 

@@ -17,9 +17,9 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from poiesis.errors import ConfigError, SpecError, suggest
+from poiesis.errors import ConfigError, suggest
 from poiesis.rng import Draws, Noise
-from poiesis.spec import Captions, Classes, Condition, Spec
+from poiesis.spec import Attributes, Captions, Condition, Spec
 
 __all__ = [
     "Batch",
@@ -50,8 +50,8 @@ def preset(function: F) -> F:
 class Batch:
     """What a loss sees: data in the model's view, conditions, and keyed noise.
 
-    x: shape (b, *view.shape), None in a phase without data. condition: int64, classes
-    (b,) or captions (b, length), or None.
+    x: shape (b, *view.shape), None in a phase without data. condition: int64 (b,), attributes
+    float (b, k), captions int64 (b, length), or None.
     index: int64 (b,), positions in the data set. draws: the noise source of this phase and step.
     """
 
@@ -155,23 +155,20 @@ class GenerativeModel(nn.Module):
     Sampling: ClassVar[type]
     fp32_sampling: ClassVar[bool] = False
     """Sample in float32 even where bf16 is in hardware (where low precision brings nothing)."""
+    mixes_classes: ClassVar[bool] = False
+    """Instead of classes (b,), a condition may be weights of the classes or attributes (b, k)."""
 
-    conditions: ClassVar[tuple[type, ...]] = (Classes,)
-    """Kinds of conditions that it can learn."""
+    reads_captions: ClassVar[bool] = False
+    """Instead of classes, a condition may be captions, int64 (b, length)."""
 
     config: Any
     spec: Any
     condition: Any
-    """What it learns besides the data, a `Condition`; None is nothing."""
+    """The spec of the condition: `Classes`, `Attributes` (if it mixes classes), `Captions` (if it
+    reads them) or None."""
 
     def __init__(self, config: Any, spec: Spec, condition: Condition | None = None) -> None:
         super().__init__()
-        if condition is not None and not isinstance(condition, self.conditions):
-            have = "captions" if isinstance(condition, Captions) else "classes"
-            raise SpecError(
-                f"{type(self).__name__} can't learn the {have} of this data: use "
-                "--model.conditional false, or a model that can, e.g. flow-matching"
-            )
         self.config = config
         self.spec = spec
         self.condition = condition
@@ -252,8 +249,12 @@ class GenerativeModel(nn.Module):
 
     @classmethod
     def preset(cls, name: str, spec: Spec) -> Any:
-        """Return the full config of a named preset for data of this spec; raises ConfigError."""
+        """Return the full config of a named preset for data of this spec; raises ConfigError.
+
+        Dashes in the name are as good as underscores.
+        """
         presets = cls.presets()
+        name = name.replace("-", "_")
         if name not in presets:
             hint = suggest(name, presets) or f"; known: {', '.join(presets)}"
             raise ConfigError(f"{cls.__name__} has no preset {name!r}{hint}")
@@ -279,11 +280,17 @@ class GenerativeModel(nn.Module):
     def default_condition(self, first: int, n: int) -> Tensor | None:
         """Return conditions for samples first…first+n-1; None if unconditional.
 
-        That is each class in turn, or each of the captions that a run keeps.
+        Each class in turn, or none of the attributes and each of them alone in turn, or each of
+        the captions that a run keeps.
         """
         if self.condition is None:
             return None
-        return torch.tensor(self.condition.in_turn(first, n), dtype=torch.int64)
+        if isinstance(self.condition, Captions):
+            return torch.tensor(self.condition.in_turn(first, n), dtype=torch.int64)
+        if isinstance(self.condition, Attributes):
+            alone = torch.eye(self.condition.count + 1)[:, 1:]
+            return alone[torch.arange(first, first + n) % len(alone)]
+        return torch.arange(first, first + n) % self.condition.count
 
     @torch.no_grad()
     def sample(
@@ -301,8 +308,7 @@ class GenerativeModel(nn.Module):
         """Draw n samples in the model's view, on the CPU, shape (n, *spec.shape).
 
         Sample i depends on (seed, first + i) alone, so the batch size changes nothing but speed
-        (up to rounding of batched arithmetic). condition: int64 (n,), or captions (n, length);
-        default each class in turn.
+        (up to rounding of batched arithmetic). condition: (n, …), else the default.
         """
         options = self.Sampling() if options is None else options
         if condition is None:

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from torch import Tensor
 
 from poiesis.errors import CapabilityError
+from poiesis.rng import Noise
 
 __all__ = [
     "CAPABILITIES",
@@ -24,10 +25,13 @@ __all__ = [
     "Decode",
     "Denoiser",
     "Discriminate",
+    "Edit",
     "Encode",
+    "Inpaint",
     "LevelCdf",
     "LogProb",
     "LogProbability",
+    "Prior",
     "Reconstruct",
     "of",
     "require",
@@ -76,6 +80,15 @@ class Decode(Protocol):
 
     def decode(self, latent: Any, condition: Tensor | None = None) -> Tensor:
         """Return data in the model's view."""
+        ...
+
+
+@runtime_checkable
+class Prior(Protocol):
+    """Latents that samples are made of, for a model that decodes but does not encode."""
+
+    def prior(self, noise: Noise) -> Tensor:
+        """Return the latents (n, z), standard normal, that `decode` makes these samples of."""
         ...
 
 
@@ -155,6 +168,44 @@ class Denoiser(Protocol):
 
 
 @runtime_checkable
+class Edit(Protocol):
+    """Variants of given data."""
+
+    def edit(
+        self,
+        x: Tensor,
+        noise: Noise,
+        condition: Tensor | None = None,
+        options: Any = None,
+        *,
+        strength: float = 0.5,
+    ) -> Tensor:
+        """Return variants of x, the less like it the higher the strength, (0, 1]."""
+        ...
+
+
+@runtime_checkable
+class Inpaint(Protocol):
+    """Missing parts filled in."""
+
+    def inpaint(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        noise: Noise,
+        condition: Tensor | None = None,
+        options: Any = None,
+        *,
+        resamples: int = 5,
+    ) -> Tensor:
+        """Return x with what the mask covers (1) made anew; the rest (0) as it was.
+
+        resamples: how often a step is repeated so that the two fit, where there are steps.
+        """
+        ...
+
+
+@runtime_checkable
 class Discriminate(Protocol):
     """How real data looks to a discriminator or critic."""
 
@@ -166,11 +217,14 @@ class Discriminate(Protocol):
 CAPABILITIES: dict[str, type] = {
     "encode": Encode,
     "decode": Decode,
+    "prior": Prior,
     "reconstruct": Reconstruct,
     "log_prob": LogProbability,
     "conditionals": Conditionals,
     "bits_back": BitsBack,
     "denoiser": Denoiser,
+    "edit": Edit,
+    "inpaint": Inpaint,
     "discriminate": Discriminate,
 }
 

@@ -27,7 +27,7 @@ from poiesis.models.base import GenerativeModel, hardware_bf16
 from poiesis.rng import Noise
 from poiesis.runs import Run
 from poiesis.sampling.streaming import StopStrings, TextStream
-from poiesis.spec import Captions, Condition, Tokens, from_json
+from poiesis.spec import Attributes, Captions, Condition, Tokens, from_json
 
 __all__ = ["Trained", "build", "load", "load_exact", "pick_device", "reproduce", "sample"]
 
@@ -59,6 +59,16 @@ def build(
     """Construct a model for native data `spec`, loading its parts from the run's copies."""
     # A model is conditional where its configuration asks for it and the data has a condition.
     use = condition if getattr(config, "conditional", False) else None
+    if isinstance(use, Attributes) and not cls.mixes_classes:
+        raise ConfigError(
+            f"{cls.__name__} learns by class, not by attribute; use a GAN, or one class a row "
+            "(--data.label)"
+        )
+    if isinstance(use, Captions) and not cls.reads_captions:
+        raise ConfigError(
+            f"{cls.__name__} learns by class, not by caption; use --model.conditional false, or a "
+            "model that reads captions, e.g. flow-matching"
+        )
     view = cls.view(config, spec)
     names = cls.parts(config)
     if not names:
@@ -114,6 +124,12 @@ class Trained:
         """Return sampling options; raises ConfigError for an unknown one, with a suggestion."""
         return configs.from_dict(type(self.model).Sampling, changes, path="sampling.")
 
+    def condition_of(self, label: str | int, n: int) -> Tensor:
+        """Return the condition of n samples of a class, (n,), or with attributes, (n, k)."""
+        if isinstance(self.model.condition, Attributes):
+            return torch.tensor(self.model.condition.values(str(label))).expand(n, -1)
+        return torch.full((n,), self.class_number(label))
+
     def class_number(self, name: str | int) -> int:
         """Return a class's number by name; raises CapabilityError if the model has none."""
         if isinstance(self.model.condition, Captions):
@@ -126,6 +142,11 @@ class Trained:
                 f"this {self.name} was trained without classes; train one with "
                 "--model.conditional true on data that has classes"
             )
+        if isinstance(self.model.condition, Attributes):
+            raise CapabilityError(
+                f"this {self.name} learned attributes, not classes: "
+                f"{', '.join(self.model.condition.names)}"
+            )
         return self.model.condition.index(str(name))
 
     def caption(self, text: str) -> tuple[int, ...]:
@@ -137,6 +158,14 @@ class Trained:
                 "diffusion model on data that has captions, e.g. shapes"
             )
         return self.model.condition.index(text)
+
+    def asked(
+        self, n: int, label: str | int | None = None, prompt: str | None = None
+    ) -> Tensor | None:
+        """Return the condition of n samples of a class or a caption; None without either."""
+        if prompt is not None:
+            return torch.tensor([self.caption(prompt)] * n)
+        return None if label is None else self.condition_of(label, n)
 
     def sample_native(
         self,
@@ -154,12 +183,10 @@ class Trained:
         """Return n samples as native tensors: uint8 levels (n, c, h, w), int64 tokens (n, t) or
         float32 vectors (n, d) and audio (n, 1, t).
 
-        label: a class, prompt: a caption for all; condition: int64, one for each sample.
+        label: a class (or attributes), prompt: a caption for all; condition: one for each sample.
         """
-        if label is not None:
-            condition = torch.full((n,), self.class_number(label))
-        elif prompt is not None:
-            condition = torch.tensor([self.caption(prompt)] * n)
+        asked = self.asked(n, label, prompt)
+        condition = condition if asked is None else asked
         drawn = self.model.sample(
             n,
             seed=seed,
@@ -262,22 +289,19 @@ class Trained:
     def class_names(
         self, n: int, label: str | int | None = None, prompt: str | None = None
     ) -> list[str] | None:
-        """Return the classes or captions of the first n samples, given one of them or none.
-
-        None for a model without any.
-        """
+        """Return the classes, attributes or captions of the first n samples; None without any."""
         condition = self.model.condition
         if condition is None:
             return None
+        if prompt is not None:
+            return [prompt] * n
+        drawn = self.model.default_condition(0, n) if label is None else self.condition_of(label, n)
+        assert drawn is not None
+        numbers = drawn.tolist()
         if isinstance(condition, Captions):
-            if prompt is not None:
-                return [prompt] * n
-            return [condition.text(tokens) for tokens in condition.in_turn(0, n)]
-        numbers = [self.class_number(label)] * n if label is not None else None
-        if numbers is None:
-            drawn = self.model.default_condition(0, n)
-            assert drawn is not None
-            numbers = drawn.tolist()
+            return [condition.text(tokens) for tokens in numbers]
+        if isinstance(condition, Attributes):
+            return [condition.describe(values) for values in numbers]
         return [condition.names[number] if condition.names else str(number) for number in numbers]
 
     def recipe(self, index: int | None, first: int, count: int, **how: Any) -> dict[str, Any]:

@@ -289,7 +289,8 @@ class UNet(nn.Module):
         emb_be = self.time_embedding(sinusoidal_embedding(t, self.channels))
         if self.class_embedding is not None:
             if condition is None:
-                condition = torch.full_like(t, self.class_embedding.num_embeddings - 1)
+                none = self.class_embedding.num_embeddings - 1
+                condition = torch.full_like(t, none, dtype=torch.long)
             emb_be = emb_be + self.class_embedding(condition)
         text = None
         if self.text_encoder is not None:

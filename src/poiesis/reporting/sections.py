@@ -314,12 +314,13 @@ def _classes(trained: Trained, extractor: Extractor, features: Tensor) -> dict[s
     """Return how many samples the data set's classifier takes for each class."""
     guesses = extractor.head(features).argmax(1)
     counts = torch.bincount(guesses, minlength=extractor.classes).tolist()
-    names = trained.condition.names if trained.condition else ()
+    condition = trained.condition if isinstance(trained.condition, Classes) else None
+    names = condition.names if condition else ()
     names = names or tuple(map(str, range(extractor.classes)))
     top = max(counts)
     note = f"as the classifier {extractor.name!r} sees {len(guesses)} samples"
-    asked = trained.model.default_condition(0, len(guesses))
-    if asked is not None and isinstance(trained.condition, Classes):
+    asked = trained.model.default_condition(0, len(guesses)) if condition else None
+    if asked is not None:
         agree = float((asked.cpu() == guesses).double().mean())
         note += f"; {agree:.0%} are of the class that was asked for"
     rows = zip(names, counts, strict=True)

@@ -1,7 +1,8 @@
 """A latent space opened for use: data to flat codes and back, whatever form the latent has.
 
-Shape letters: n samples, z values of a code. The parts of a structured latent (the vectors on a
-VQ-VAE's grid, the maps of a hierarchy) lie side by side in a code.
+A model that decodes but does not encode, as a GAN, is explored by its own samples, whose codes are
+the noise they are made of. Shape letters: n samples, z values of a code. The parts of a structured
+latent (the vectors on a VQ-VAE's grid, the maps of a hierarchy) lie side by side in a code.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from poiesis.errors import CapabilityError, DataError
 from poiesis.models.autoencoders.vae import kl_normal
 from poiesis.models.capabilities import of, require
 from poiesis.models.trained import Trained, load
-from poiesis.rng import generator
+from poiesis.rng import Noise, generator
+from poiesis.spec import Attributes, Classes
 
 __all__ = ["Codes", "LatentSpace", "Point", "latent"]
 
@@ -76,7 +78,8 @@ class Point:
 class LatentSpace:
     """The latent space of a run, and the data that it is explored with; made by `latent`.
 
-    has_posterior: whether codes are means of posteriors under a standard normal prior.
+    has_posterior: whether codes are means of posteriors under a standard normal prior. own: whether
+    the data are the model's own samples. normal: whether codes are of a standard normal prior.
     """
 
     def __init__(
@@ -90,13 +93,19 @@ class LatentSpace:
         progress: Progress | None = None,
     ) -> None:
         self.trained = trained
-        self.label = None if label is None else trained.class_number(label)
+        by_attribute = isinstance(trained.model.condition, Attributes)
+        # Attributes stay as they are in all that is decoded; default: all of them absent.
+        self.attributes = trained.condition_of(label or "none", 1) if by_attribute else None
+        self.label = None if label is None or by_attribute else trained.class_number(label)
         self.inputs = self._labelled(inputs)
         self._limit = limit
         self._batch_size = batch_size
         self._progress = progress
         self._model: Any = trained.model
+        self.own = "encode" not in of(trained.model)
+        self.has_posterior = False
         self._shapes = self._layout()
+        self.normal = self.own or self.has_posterior
 
     @property
     def grid(self) -> bool:
@@ -106,6 +115,8 @@ class LatentSpace:
     @torch.no_grad()
     def _layout(self) -> dict[str, torch.Size]:
         """Return the shape of each part, from one sample; raises CapabilityError for integers."""
+        if self.own:
+            return {"z": self._model.prior(Noise(0, [0])).shape[1:]}
         _, _, x, y = next(in_batches(self.trained, self.inputs, batch_size=1))
         found = self._model.encode(x, y)
         parts = latent_parts(found)
@@ -128,6 +139,8 @@ class LatentSpace:
     @torch.no_grad()
     def encode(self, inputs: Inputs) -> Codes:
         """Return the codes of named native rows."""
+        if self.own:
+            return Codes(inputs, self._model.prior(_noise(self._model, inputs.names)).cpu(), None)
         means, variances = [], []
         batches = in_batches(
             self.trained,
@@ -145,10 +158,11 @@ class LatentSpace:
         return Codes(inputs, torch.cat(means), torch.cat(variances) if variances else None)
 
     @torch.no_grad()
-    def decode(self, z: Tensor, labels: list[int | None]) -> Tensor:
+    def decode(self, z: Tensor, labels: list[int | None] | Tensor) -> Tensor:
         """Return native rows (n, *spec.shape) of codes (n, z).
 
-        labels: the class of each row, for a conditional model; a label of the space goes first.
+        labels: the class of each row, for a conditional model, or weights of the classes (n, k),
+        for one that mixes them; a label of the space goes first.
         """
         out = []
         for start in range(0, len(z), self._batch_size):
@@ -165,7 +179,8 @@ class LatentSpace:
                 own = labels[start : start + len(rows)]
                 if self.label is not None:
                     own = [self.label] * len(rows)
-                y = torch.tensor(own, device=self._model.device)
+                y = torch.as_tensor(own if self.attributes is None else self.attributes)
+                y = y.expand(len(rows), *y.shape[1:]).to(self._model.device)
             x = self._model.decode(parts.get("z", parts), y)
             out.append(self.trained.view.invert(x.cpu()))
             if self._progress is not None:
@@ -184,7 +199,7 @@ class LatentSpace:
 
     def class_number(self, name: str) -> int:
         """Return the number of a class of the data; raises DataError where classes are unknown."""
-        if self.trained.condition is None or self.inputs.labels is None:
+        if not isinstance(self.trained.condition, Classes) or self.inputs.labels is None:
             raise DataError(
                 f"{self.inputs.where}: the classes are not known; give a labelled data set, or "
                 "files in folders called as the run's classes"
@@ -217,6 +232,7 @@ class LatentSpace:
         if text in self.inputs.names:
             return self._sample(self.inputs, self.inputs.names.index(text))
         if Path(text).expanduser().is_file():
+            require(self._model, "encode")
             return self._sample(open_inputs(self.trained, text), 0)
         raise DataError(
             f"{text!r} is no file, no number or name of a sample in {self.inputs.where}, and no "
@@ -243,6 +259,8 @@ class LatentSpace:
     def _labelled(self, inputs: Inputs) -> Inputs:
         """Return inputs whose unknown classes are the label that was asked for."""
         if inputs.labels is not None or self.trained.model.condition is None:
+            return inputs
+        if self.attributes is not None:
             return inputs
         if self.label is None:
             raise DataError(
@@ -276,18 +294,46 @@ def latent(
 
     source, split: as in `open_inputs`. limit: how many samples at most are encoded where many are
     needed (means, directions, maps), spread evenly. label: the class that a conditional model
-    decodes by; default that of the nearest sample at hand. Raises CapabilityError, naming models
-    that can, for a model that can't encode and decode.
+    decodes by; default that of the nearest sample at hand. A model that makes samples of noise but
+    can't encode, as a GAN, is explored by its own samples: number i is that of seed 0, and there
+    is no source. Raises CapabilityError, naming models that can, for a model that can't decode.
     """
     check("limit", limit, low=1)
     check("batch_size", batch_size, low=1)
     trained = load(run, checkpoint=checkpoint, device=device)
-    require(trained.model, "encode")
+    if source or "prior" not in of(trained.model):
+        require(trained.model, "encode")
     require(trained.model, "decode")
-    inputs = open_inputs(trained, source, split=split)
+    if "encode" in of(trained.model):
+        inputs = open_inputs(trained, source, split=split)
+    else:
+        inputs = _own_samples(trained, limit, label)
     return LatentSpace(
         trained, inputs, limit=limit, label=label, batch_size=batch_size, progress=progress
     )
+
+
+def _own_samples(trained: Trained, n: int, label: str | None) -> Inputs:
+    """Return the first n samples that the model itself makes with seed 0."""
+    model: Any = trained.model
+    names = [f"sample-{number:06d}" for number in range(n)]
+    by_attribute = isinstance(model.condition, Attributes)
+    y = model.default_condition(0, n)
+    if y is not None and (label is not None or by_attribute):
+        y = trained.condition_of(label or "none", n)
+
+    def fetch(start: int, end: int) -> Tensor:
+        z = model.prior(_noise(model, names[start:end]))
+        x = model.decode(z, None if y is None else y[start:end].to(model.device))
+        return trained.view.invert(x.cpu())
+
+    labels = None if y is None or by_attribute else y.tolist()
+    return Inputs(f"samples of this {trained.name}", names, labels, fetch)
+
+
+def _noise(model: Any, names: list[str]) -> Noise:
+    """Return the noise of samples by their names."""
+    return Noise(0, [int(name.rpartition("-")[2]) for name in names], device=model.device)
 
 
 def _rows(inputs: Inputs, rows: list[int]) -> Inputs:

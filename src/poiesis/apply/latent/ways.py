@@ -24,6 +24,7 @@ from poiesis.metrics.distances import squared_distances
 from poiesis.metrics.representation import active_units, linear_probe
 from poiesis.rng import generator
 from poiesis.sampling import latent as ways
+from poiesis.spec import Classes
 
 __all__ = [
     "Direction",
@@ -51,8 +52,9 @@ def interpolate(
     """Return one row of pictures on the way through two or more points.
 
     points: as in `LatentSpace.point`; default two samples drawn by seed. steps: pictures from one
-    to the next, both included. way: default spherical where codes are posterior means of a normal
-    prior, else linear. A conditional model decodes each by the class of the nearer point.
+    to the next, both included. way: default spherical where codes are of a normal prior, or
+    posterior means under one, else linear. A conditional model decodes each by the class of the
+    nearer point, or by a mixture of both classes where it can mix them.
     """
     check("steps", steps, low=2)
     if len(points) == 1:
@@ -61,10 +63,16 @@ def interpolate(
     if len(ends) < 2:
         raise DataError(f"{space.inputs.where}: one sample alone leads nowhere; name two points")
     if way is None:
-        way = "spherical" if space.has_posterior else "linear"
+        way = "spherical" if space.normal else "linear"
     z = ways.path(torch.stack([end.z for end in ends]), steps, way)
     nearer = [ends[round(place / (steps - 1))] for place in range(len(z))]
-    native = space.decode(z, [end.label for end in nearer])
+    labels: list[int | None] | Tensor = [end.label for end in nearer]
+    model = space.trained.model
+    if model.mixes_classes and isinstance(model.condition, Classes):
+        classes = torch.tensor([end.label for end in ends])
+        weights = torch.nn.functional.one_hot(classes, model.condition.count).float()
+        labels = ways.path(weights, steps, "linear")
+    native = space.decode(z, labels)
     columns = [f"{place / (steps - 1):.2g}" for place in range(len(z))]
     for number, end in enumerate(ends):
         columns[number * (steps - 1)] = space.class_name(end.label) or end.name

@@ -18,6 +18,7 @@ from poiesis.data.codecs.image import MODES, convert, fit, native_mode
 from poiesis.data.config import DataConfig
 from poiesis.data.dataset import DataSet
 from poiesis.data.sources.arrays import describe
+from poiesis.data.sources.attributes import attributes_of_files
 from poiesis.data.sources.captions import TABLES, caption_of, read_captions, tokenize
 from poiesis.data.sources.splits import Images, MemoryRows, assemble, to_bits
 from poiesis.errors import DataError
@@ -289,6 +290,7 @@ def open_parts(
     in_memory = size <= config.memory * 1e9
     rows: dict[str, MemoryRows | StreamRows] = {}
     labels: dict[str, list[str]] = {}
+    held: dict[str, list[str]] = {}
     seen = _Pass()
     for part, files in parts.items():
         names = [file for file, _ in files]
@@ -309,6 +311,7 @@ def open_parts(
                 out[place] = result
             kept.append(place)
         labels[part] = [files[place][1] for place in kept]
+        held[part] = [names[place] for place in kept]
         if in_memory:
             whole = out if len(kept) == len(names) else out[kept]
             rows[part] = MemoryRows(torch.from_numpy(whole), None)
@@ -316,10 +319,15 @@ def open_parts(
             rows[part] = StreamRows(reader, [names[place] for place in kept], None)
     if len(seen.shapes) > 1:
         raise DataError(_mixed(found, seen))
-    classes, captions, notes = (), None, {}
-    if captioned:
-        captions, tokens, left_out = tokenize(labels, found.where)
-        notes["words left out"] = left_out
+    attributes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    captions, left_out = None, {}
+    if config.attributes:
+        for part, files in held.items():
+            rows[part].y, attributes = attributes_of_files(config.attributes, files)
+    elif captioned:
+        captions, tokens, count = tokenize(labels, found.where)
+        left_out["words left out"] = count
         for part, y in tokens.items():
             rows[part].y = y
     else:
@@ -327,9 +335,19 @@ def open_parts(
     codec = ImageCodec(
         channels=channels, size=(height, width), resize=config.resize, crop=config.crop
     )
-    notes |= {"origin": str(found.where), "ignored": found.ignored, "streamed": not in_memory}
-    images = Images(name, rows, codec, classes, describe(config), seen.skipped, notes)
-    images.captions = captions
+    notes = {"origin": str(found.where), "ignored": found.ignored, "streamed": not in_memory}
+    done = describe(config)
+    images = Images(
+        name,
+        rows,
+        codec,
+        classes,
+        done,
+        seen.skipped,
+        notes | left_out,
+        attributes=attributes,
+        captions=captions,
+    )
     return assemble(images, config)
 
 

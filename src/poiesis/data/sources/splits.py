@@ -18,7 +18,7 @@ from poiesis.data.dataset import DataSet, TensorSplit
 from poiesis.data.sources.captions import tokenize, with_examples
 from poiesis.errors import ConfigError, suggest
 from poiesis.rng import generator, mix
-from poiesis.spec import Captions, Classes
+from poiesis.spec import Attributes, Captions, Classes, Condition
 
 __all__ = ["Images", "Rows", "assemble", "bernoulli", "stratified"]
 
@@ -32,7 +32,7 @@ class Rows(Protocol):
     """Rows of one part, in memory or not."""
 
     y: Tensor | None
-    """Classes (n,) or captions (n, length), int64."""
+    """Classes (n,) or captions (n, length), int64; attributes (n, k), float32."""
 
     def __len__(self) -> int: ...
 
@@ -86,6 +86,8 @@ class Images:
     """What messages call the rows."""
     captions: Captions | None = None
     """The words, where the rows' y are captions."""
+    attributes: tuple[str, ...] = ()
+    """Names of the columns of y, where that holds attributes instead of classes."""
 
 
 def bernoulli(part: str, rows: Tensor, dims: int) -> np.ndarray:
@@ -117,9 +119,9 @@ def stratified(y: Tensor | None, n: int, shares: Sequence[float], seed: int) -> 
     """Return sorted positions of the rest and of one part per share, the same mix of classes each.
 
     A part has round(share * n) rows, spread over the classes by largest remainders; a class of two
-    or more gives the first part at least one and keeps at least one. Captions are no classes.
+    or more gives the first part at least one and keeps at least one.
     """
-    y = torch.zeros(n, dtype=torch.int64) if y is None or y.ndim > 1 else y
+    y = torch.zeros(n, dtype=torch.int64) if y is None else y
     labels, sizes = (t.numpy() for t in y.unique(return_counts=True))
     counts = np.zeros((len(shares), len(labels)), np.int64)
     for place, share in enumerate(shares):
@@ -175,12 +177,24 @@ def _keep(
     }
 
 
+def _condition(classes: tuple[str, ...], attributes: tuple[str, ...]) -> Condition | None:
+    if attributes:
+        return Attributes(names=attributes)
+    return Classes(count=len(classes), names=classes) if len(classes) > 1 else None
+
+
 def assemble(images: Images, config: DataConfig) -> DataSet:
     """Return the data set: bits where asked, official parts kept, missing ones cut, all recorded.
 
     Without official parts 10% are the test part; validation is cut from training.
     """
     parts, steps, codec = dict(images.parts), list(images.steps), images.codec
+
+    def strata(rows: Rows) -> Tensor | None:
+        # Each combination of attributes would be a class of its own, most of them of few rows.
+        # So would captions.
+        return None if images.attributes or images.captions else rows.y
+
     if config.binarize != "none":
         parts = {part: rows.binarize(config.binarize, part) for part, rows in parts.items()}
         kind = "Bernoulli-binarised once with seed 0"
@@ -193,7 +207,7 @@ def assemble(images: Images, config: DataConfig) -> DataSet:
     share = VALIDATION_SHARE if config.validation is None else config.validation
     if "all" in parts:
         rows = parts["all"]
-        pieces = stratified(rows.y, len(rows), (share, TEST_SHARE), config.split_seed)
+        pieces = stratified(strata(rows), len(rows), (share, TEST_SHARE), config.split_seed)
         chosen = dict(
             zip(("train", "validation", "test"), (("all", p) for p in pieces), strict=True)
         )
@@ -201,7 +215,7 @@ def assemble(images: Images, config: DataConfig) -> DataSet:
         rows = parts["train"]
         if config.validation is None and images.name in VALIDATION_IMAGES:
             share = VALIDATION_IMAGES[images.name] / len(rows)
-        pieces = stratified(rows.y, len(rows), (share,), config.split_seed)
+        pieces = stratified(strata(rows), len(rows), (share,), config.split_seed)
         chosen["train"], chosen["validation"] = (("train", p) for p in pieces)
     if config.split_seed and any(part in ("all", "train") for part, _ in chosen.values()):
         steps.append(f"split with seed {config.split_seed}")
@@ -219,10 +233,10 @@ def assemble(images: Images, config: DataConfig) -> DataSet:
 
     ordered = {s: chosen[s] for s in ("train", "validation", "test") if s in chosen}
     ordered = {split: pick for split, pick in ordered.items() if len(pick[1])}
-    condition = Classes(count=len(classes), names=classes) if len(classes) > 1 else None
+    condition = _condition(classes, images.attributes)
     captions = images.captions
     if config.captions and captions is None:
-        if condition is None:
+        if not isinstance(condition, Classes):
             raise ConfigError(f"data.captions takes class names, but {images.name} has no classes")
         captions, names, _ = tokenize({"all": classes}, images.name)
         parts = {k: dataclasses.replace(rows, y=names["all"][rows.y]) for k, rows in parts.items()}

@@ -15,6 +15,7 @@ import torch
 from poiesis.data.codecs import VectorCodec
 from poiesis.data.config import DataConfig
 from poiesis.data.dataset import DataSet
+from poiesis.data.sources.attributes import flags
 from poiesis.data.sources.splits import Images, MemoryRows, assemble
 from poiesis.errors import DataError, suggest
 from poiesis.files import Table, read_table
@@ -77,18 +78,24 @@ def open_table(path: Path, name: str, config: DataConfig) -> DataSet:
     Raises DataError for columns of words, and for missing or odd values; see `rows_of`.
     """
     table = read_table(path, as_words=config.label)
-    dropped = [part.strip() for part in config.drop.split(",") if part.strip()]
-    for column in (*dropped, *([config.label] if config.label else [])):
+    dropped = _listed(config.drop)
+    attributes = _listed(config.attributes)
+    if attributes and config.label:
+        raise DataError(f"{path}: takes data.label or data.attributes as the condition, not both")
+    for column in (*dropped, *attributes, *([config.label] if config.label else [])):
         if column not in table.columns:
             hint = suggest(column, table.columns) or f"; it has: {', '.join(table.columns)}"
             raise DataError(f"{path}: has no column {column!r}{hint}")
-    columns = [c for c in table.columns if c not in dropped and c != config.label]
+    condition = [*attributes, config.label]
+    columns = [c for c in table.columns if c not in dropped and c not in condition]
     if not columns:
         raise DataError(f"{path}: no column is left to learn; drop fewer")
     x, kept, skipped = rows_of(table, columns, skip_bad=config.skip_bad)
     if len(x) < _FEWEST:
         raise DataError(f"{path}: has {len(x)} rows to learn from, fewer than {_FEWEST}; add some")
     y, classes = _classes(path, table, kept, config)
+    if attributes:
+        y = flags(table, attributes)[kept]
     steps = [] if not dropped else [f"{len(columns)} of {len(table.columns)} columns"]
     found = Images(
         name,
@@ -99,12 +106,17 @@ def open_table(path: Path, name: str, config: DataConfig) -> DataSet:
         skipped,
         {"origin": str(path), "columns": columns, "content": _fingerprint(x)},
         rows="rows",
+        attributes=tuple(attributes),
     )
     data = assemble(found, config)
     codec = VectorCodec.fit(columns, data.splits["train"].x.numpy(), config.label or "")
     for split in data.splits.values():
         split.x = codec.encode(split.x.numpy())
     return dataclasses.replace(data, codec=codec)
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _fingerprint(x: np.ndarray) -> str:

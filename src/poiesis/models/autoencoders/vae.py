@@ -425,7 +425,7 @@ class VAE(GenerativeModel):
                 total = torch.logaddexp(total, weights)
         self.train(was_training)
         detail = "ELBO" if samples == 1 else f"IWAE({samples})"
-        if self.config.likelihood == "bernoulli" and getattr(self.spec, "levels", 2) > 2:
+        if self.spec.domain == "unit" and getattr(self.spec, "levels", 2) > 2:
             detail += ", mean over binarisations of the gray levels"
         return LogProb(
             nats=total - math.log(samples),

@@ -26,11 +26,13 @@ from poiesis.models.autoencoders.networks import (
 )
 from poiesis.models.autoencoders.vae import kl_normal
 from poiesis.models.base import Batch, GenerativeModel, Loss, Optim, Phase, Stage, preset
-from poiesis.models.gans.losses import non_saturating_discriminator, non_saturating_generator
+from poiesis.models.gans.losses import LOSSES
 from poiesis.rng import Noise
 from poiesis.spec import Classes, Grid, Spec, Vector
 
 __all__ = ["VAEGAN"]
+
+_LOSS = LOSSES["non-saturating"]
 
 
 class VAEGAN(GenerativeModel):
@@ -154,7 +156,7 @@ class VAEGAN(GenerativeModel):
             made = self._data(self.decoder(batch.randn(self.config.latent_dim), None))
         real, _ = self.discriminator(batch.x)
         fakes = [self.discriminator(fake)[0] for fake in (rebuilt, made)]
-        values = sum(non_saturating_discriminator(real, fake) for fake in fakes) / 2
+        values = sum(_LOSS.discriminator(real, fake) for fake in fakes) / 2
         assert isinstance(values, Tensor)
         return values, {"real_score": real.detach(), "fake_score": fakes[1].detach()}
 
@@ -175,7 +177,7 @@ class VAEGAN(GenerativeModel):
             for code in (z.detach(), batch.randn(self.config.latent_dim))
         ]
         scores = [self.discriminator(fake)[0] for fake in fakes]
-        adversarial = sum(non_saturating_generator(score) for score in scores) / 2
+        adversarial = sum(_LOSS.generator(score, None) for score in scores) / 2
         assert isinstance(adversarial, Tensor)
         logs: dict[str, Tensor | float] = {"kl": kl, "error": error, "adversarial": adversarial}
         return kl + error + adversarial / self.config.likeness, logs

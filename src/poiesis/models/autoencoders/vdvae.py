@@ -53,7 +53,7 @@ from poiesis.spec import Classes, Grid, Spec
 
 __all__ = ["VDVAE"]
 
-_VALUES = 2**24  # of the largest feature map in log_prob: bounds its memory
+_VALUES = 2**22  # of the largest feature map in log_prob: larger ones leave the caches
 
 
 class VDVAE(GenerativeModel):

@@ -21,7 +21,7 @@ from poiesis.models.base import Batch, GenerativeModel, Loss, Optim, Phase, Sche
 from poiesis.nn.denoising_mlp import DenoisingMLP
 from poiesis.nn.unet import UNet
 from poiesis.rng import Noise
-from poiesis.sampling import diffusion, solvers
+from poiesis.sampling import diffusion, editing, solvers
 from poiesis.spec import Captions, Classes, Condition, Grid, Spec, Vector
 
 __all__ = ["DenoisingModel", "network_sizes", "padded", "side_of"]
@@ -166,7 +166,7 @@ class DenoisingModel(GenerativeModel):
     }
     """Steps that each sampler takes unless told."""
 
-    conditions: ClassVar[tuple[type, ...]] = (Classes, Captions)
+    reads_captions = True
 
     config: Any
     spec: Grid | Vector
@@ -368,11 +368,73 @@ class DenoisingModel(GenerativeModel):
     def draw(self, noise: Noise, condition: Tensor | None, options: Any) -> Tensor:
         """Draw len(noise) samples; without a condition it is left open."""
         path = self.path(options)
+        x = noise.randn(*self.spec.shape) * self.prior_std(path)
+        return self._solved(path, x, noise, condition, options)
+
+    def edit(
+        self,
+        x: Tensor,
+        noise: Noise,
+        condition: Tensor | None = None,
+        options: Any = None,
+        *,
+        strength: float = 0.5,
+    ) -> Tensor:
+        """Return variants of x (b, *spec.shape): noise added, then taken away (arXiv 2108.01073).
+
+        strength: share of the sampler's steps that are taken, (0, 1]; 1 keeps almost nothing of x.
+        """
+        options = self.Sampling() if options is None else options
+        path = editing.tail(self.path(options), strength)
+        return self._solved(path, editing.noised(path, x, noise), noise, condition, options)
+
+    def inpaint(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        noise: Noise,
+        condition: Tensor | None = None,
+        options: Any = None,
+        *,
+        resamples: int = 5,
+    ) -> Tensor:
+        """Return x (b, *spec.shape) with what a mask covers made anew; see `editing.inpaint`.
+
+        mask: broadcastable to x, 1 where x is to be filled in. Of the options, sampler, eta, order
+        and tolerance have no meaning here: every step is DDPM's.
+        """
+        options = self.Sampling() if options is None else options
+        path = self.path(options)
+        start = _precise(noise.randn(*self.spec.shape) * self.prior_std(path))
+        denoise = self._denoise(condition, options)
+        filled = editing.inpaint(denoise, path, start, x, mask, noise, resamples=resamples).float()
+        filled = filled.clamp(-1, 1) if isinstance(self.spec, Grid) else filled
+        return torch.where(mask > 0, filled, x)
+
+    def invert(self, x: Tensor, condition: Tensor | None = None, options: Any = None) -> Tensor:
+        """Return the noise (b, *spec.shape) from which ddim without noise makes about x."""
+        options = self.Sampling() if options is None else options
+        return editing.invert(
+            self._denoise(condition, options), self.path(options), _precise(x)
+        ).float()
+
+    def _solved(
+        self,
+        path: diffusion.Path,
+        x: Tensor,
+        noise: Noise,
+        condition: Tensor | None,
+        options: Any,
+    ) -> Tensor:
+        """Return data from x at the path's first point, by the sampler of the options."""
         solver = solvers.SOLVERS[options.sampler]
         own = {name: getattr(options, name) for name in solver.options}
-        x = noise.randn(*self.spec.shape) * self.prior_std(path)
-        if x.device.type != "mps":
-            x = x.double()  # many small steps add up (arXiv 2206.00364, appendix E)
+        denoise = self._denoise(condition, options)
+        x = solver.run(denoise, path, _precise(x), noise, **own).float()
+        return x.clamp(-1, 1) if isinstance(self.spec, Grid) else x
+
+    def _denoise(self, condition: Tensor | None, options: Any) -> diffusion.Denoise:
+        """Return the denoiser that samplers call: guided, clipped, in the precision of x_t."""
 
         def denoise(x_t: Tensor, level: Any) -> Tensor:
             t = torch.full((len(x_t),), level, device=x_t.device)
@@ -381,8 +443,7 @@ class DenoisingModel(GenerativeModel):
                 x0 = diffusion.clip_x0(x0, options.clip)
             return x0.to(x_t)
 
-        x = solver.run(denoise, path, x, noise, **own).float()
-        return x.clamp(-1, 1) if isinstance(self.spec, Grid) else x
+        return denoise
 
     def _guided(self, x_t: Tensor, t: Tensor, condition: Tensor | None, options: Any) -> Tensor:
         """Return the estimate of x0 with classifier-free guidance."""
@@ -398,6 +459,14 @@ class DenoisingModel(GenerativeModel):
         conditional, unconditional = estimates.chunk(2)
         guided = diffusion.guide(conditional, unconditional, scale)
         return diffusion.rescale(guided, conditional, options.guidance_rescale)
+
+
+def _precise(x: Tensor) -> Tensor:
+    """Return x in double precision, where it is to be had.
+
+    Many small steps add up (arXiv 2206.00364, appendix E).
+    """
+    return x if x.device.type == "mps" else x.double()
 
 
 def side_of(spec: Spec, name: str) -> int:

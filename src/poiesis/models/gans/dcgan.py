@@ -6,26 +6,34 @@ Classes, where asked for, enter the generator beside the noise and the discrimin
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from poiesis.config import check
-from poiesis.errors import ConfigError, SpecError
-from poiesis.models.base import Batch, GenerativeModel, Loss, Optim, Phase, Stage, preset
-from poiesis.models.gans.losses import non_saturating_discriminator, non_saturating_generator
-from poiesis.rng import Noise
-from poiesis.spec import Classes, Grid, Spec
+from poiesis.errors import ConfigError
+from poiesis.models.base import Batch, Loss, Phase, Stage, preset
+from poiesis.models.gans.adversarial import Adversarial
+from poiesis.models.gans.convolutional import (
+    ConvDiscriminator,
+    ConvGenerator,
+    TutorialDiscriminator,
+    TutorialGenerator,
+    check_widths,
+    doubling,
+    initialise,
+)
+from poiesis.models.gans.padding import padded_size, padded_view
+from poiesis.spec import Condition, Grid, Spec
 
 __all__ = ["DCGAN"]
 
 
-class DCGAN(GenerativeModel):
+class DCGAN(Adversarial):
     """Convolutional GAN: sharp images in one pass.
 
     Good at: crisp small images (8 to 64 px) after minutes of training; the fastest sampling.
@@ -39,223 +47,159 @@ class DCGAN(GenerativeModel):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(Adversarial.Config):
         """Options of the DCGAN."""
 
-        latent_dim: int = 100
-        """Dimensions of the normal noise that the generator turns into an image."""
+        network: Literal["paper", "tutorial"] = "paper"
+        """paper: convolutions throughout, BatchNorm; tutorial: dense layers at the latent and the
+        logit, LeakyReLU, 3x3 convolutions and dropout in the discriminator, no normalisation."""
         widths: tuple[int, ...] = (256, 128, 64)
         """Channels of the generator at 4 px, 8 px, …; the discriminator mirrors them. They end at
         half the image size, or at its full size (one more 3x3 convolution then makes the image)."""
-        conditional: bool = False
-        """Generate by class; needs data with classes."""
-        generator_lr: float = 2e-4
-        """Learning rate of the generator's Adam."""
-        discriminator_lr: float = 2e-4
-        """Learning rate of the discriminator's Adam."""
-        beta1: float = 0.5
-        """First-moment decay of both Adams; the second is 0.999."""
+        discriminator_widths: tuple[int, ...] = ()
+        """Channels of the tutorial's discriminator at the full size, its half, … 4 px."""
+        dropout: float = 0.4
+        """Dropout in the tutorial's discriminator."""
+        separate_steps: bool = False
+        """Step the discriminator on real and then on fake samples, and the generator on twice as
+        many, as where a batch is of half real and half fake ones."""
         batch_size: int = 128
-        """Samples per step."""
-        ema: float = 0.0
-        """Decay per step of the generator's averaged weights, with which it samples; 0 is none."""
 
         def __post_init__(self) -> None:
-            check("latent_dim", self.latent_dim, low=1, high=65536)
+            super().__post_init__()
             if not 1 <= len(self.widths) <= 7:
                 raise ConfigError(f"widths = {self.widths} has not 1 to 7 values, e.g. 256,128,64")
-            for width in self.widths:
+            for width in (*self.widths, *self.discriminator_widths):
                 check("widths", width, low=1, high=8192)
-            check("generator_lr", self.generator_lr, low=0, high=1, open_low=True)
-            check("discriminator_lr", self.discriminator_lr, low=0, high=1, open_low=True)
-            check("beta1", self.beta1, low=0, high=0.999)
+            tutorial = self.network == "tutorial"
+            if len(self.discriminator_widths) != (len(self.widths) if tutorial else 0):
+                raise ConfigError(
+                    f"discriminator_widths = {self.discriminator_widths}: network tutorial needs "
+                    "as many values as widths, network paper none (it mirrors them)"
+                )
+            check("dropout", self.dropout, low=0, high=0.95)
             check("batch_size", self.batch_size, low=2)
-            check("ema", self.ema, low=0, high=0.999999)
-
-    @dataclass(frozen=True, kw_only=True)
-    class Sampling:
-        """Sampling options of the DCGAN."""
-
-        temperature: float = 1.0
-        """Standard deviation of the noise; below 1: fewer odd samples, less variety."""
-
-        def __post_init__(self) -> None:
-            check("temperature", self.temperature, low=0, high=100)
+            if self.separate_steps and self.critic_steps > 1:
+                raise ConfigError(
+                    "separate_steps allows for one critic step only, critic_steps = 1"
+                )
+            if self.separate_steps and self.penalty not in ("none", "clip"):
+                raise ConfigError(f"separate_steps does not go with penalty = {self.penalty}")
 
     @preset
-    @staticmethod
-    def default(spec: Spec) -> Config:
+    @classmethod
+    def default(cls, spec: Spec) -> Any:
         """Narrow enough for a CPU, with small batches, a higher rate and averaged weights."""
-        size = _padded(spec)
+        size = cls._size(spec)
         # At 8 px the paper's scheme leaves one layer; one at full size besides makes digits.
-        widths = (64, 32) if size == 8 else _widths(size, last=32, most=256)
-        return DCGAN.Config(
+        widths = (64, 32) if size == 8 else doubling(size, last=32, most=256)
+        return cls.Config(
             widths=widths, batch_size=64, generator_lr=5e-4, discriminator_lr=5e-4, ema=0.999
         )
 
     @preset
-    @staticmethod
-    def paper(spec: Spec) -> Config:
+    @classmethod
+    def paper(cls, spec: Spec) -> Any:
         """The paper's widths at 64 px (1024 down to 128), its usual ones at 32 px (512 to 64)."""
-        size = _padded(spec)
+        size = cls._size(spec)
         if size == 32:
-            return DCGAN.Config(widths=(512, 256, 128, 64))
-        return DCGAN.Config(widths=_widths(size, last=128, most=1024))
+            return cls.Config(widths=(512, 256, 128, 64))
+        return cls.Config(widths=doubling(size, last=128, most=1024))
 
-    # -- data ------------------------------------------------------------------------------------
+    @preset
+    @classmethod
+    def cifar10_tutorial(cls, spec: Spec) -> Any:
+        """The GAN of many CIFAR-10 tutorials: 1,466,115 and 522,497 parameters in colour.
+
+        Each step takes 64 real samples, 64 fake ones, and 128 for the generator.
+        """
+        size = cls._size(spec)
+        if size != 32:
+            raise ConfigError(f"preset cifar10-tutorial is for images of 32 px, not {size}")
+        return cls.Config(
+            network="tutorial",
+            widths=(256, 128, 128, 128),
+            discriminator_widths=(64, 128, 128, 256),
+            separate_steps=True,
+            batch_size=64,
+        )
+
+    # -- data and networks -----------------------------------------------------------------------
 
     @classmethod
-    def view(cls, config: Config, spec: Spec) -> Spec:
+    def _size(cls, spec: Spec) -> int:
+        return padded_size(spec, f"a {cls.__name__}")
+
+    @classmethod
+    def view(cls, config: Any, spec: Spec) -> Spec:
         """Return square images in [-1, 1], padded to the next power of two of at least 8."""
-        size = _padded(spec)
-        if 4 * 2 ** len(config.widths) not in (size, 2 * size):
-            known = int(math.log2(size)) - 2
+        size = cls._size(spec)
+        check_widths(config.widths, size)
+        if config.network == "tutorial" and 2 * 2 ** len(config.widths) != size:
             raise ConfigError(
-                f"widths = {config.widths} has {len(config.widths)} values; images of {size} px "
-                f"need {known} or {known + 1}"
+                f"widths = {config.widths} must reach the full {size} px in network tutorial, "
+                f"which takes {int(math.log2(size)) - 1} values"
             )
-        assert isinstance(spec, Grid)
-        return Grid(channels=spec.channels, size=(size, size), domain="signed", levels=spec.levels)
+        return padded_view(spec, size)
 
-    def __init__(self, config: Config, spec: Spec, condition: Classes | None = None) -> None:
-        if config.conditional and condition is None:
-            raise ConfigError("conditional = True needs data with classes; set it to False")
-        super().__init__(config, spec, condition if config.conditional else None)
+    def __init__(self, config: Any, spec: Spec, condition: Condition | None = None) -> None:
+        super().__init__(config, spec, condition)
+        assert isinstance(spec, Grid)
         classes = self.condition.count if self.condition else 0
-        assert isinstance(spec, Grid)
-        self.generator = _Generator(config.widths, config.latent_dim, spec, classes)
-        self.discriminator = _Discriminator(config.widths, spec, classes)
-        self.apply(_initialise)
+        told = {"classes": classes, "classify": bool(config.auxiliary_weight)}
+        if config.network == "tutorial":
+            self.generator = TutorialGenerator(
+                config.latent_dim, config.widths, spec, classes=classes
+            )
+            self.discriminator = TutorialDiscriminator(
+                config.discriminator_widths, spec, dropout=config.dropout, **told
+            )
+            self.apply(_glorot)
+        else:
+            self.generator = ConvGenerator(config.latent_dim, config.widths, spec, classes=classes)
+            self.discriminator = ConvDiscriminator(config.widths, spec, **told)
+            self.apply(initialise)
 
-    # -- training --------------------------------------------------------------------------------
-
-    def optimizers(self) -> Mapping[str, Optim]:
-        """Return one Adam for each network."""
-        c = self.config
-        rates = {"discriminator": c.discriminator_lr, "generator": c.generator_lr}
-        return {
-            name: Optim(networks=(name,), lr=lr, betas=(c.beta1, 0.999))
-            for name, lr in rates.items()
-        }
+    # -- training with separate steps ------------------------------------------------------------
 
     def stages(self) -> Sequence[Stage]:
-        """Return one stage: a discriminator step, then a generator step."""
+        """Return one stage; with separate steps, its phases are real, fake and generator."""
+        (stage,) = super().stages()
+        if not self.config.separate_steps:
+            return [stage]
+        if self.adversarial.paired:
+            raise ConfigError(f"separate_steps needs a loss of single samples: {self.config.loss}")
+        own = ("discriminator",)
         phases = (
-            Phase(name="discriminator", loss=self.discriminator_loss, step=("discriminator",)),
-            Phase(name="generator", loss=self.generator_loss, step=("generator",)),
+            Phase(name="real", loss=self.real_loss, step=own),
+            Phase(name="fake", loss=self.fake_loss, step=own),
+            *stage.phases[1:],
         )
-        return [Stage(phases=phases, batch_size=self.config.batch_size)]
+        return [Stage(phases=phases, batch_size=stage.batch_size)]
 
-    def ema(self) -> Mapping[str, float]:
-        """Average the generator."""
-        return {"generator": self.config.ema}
+    def real_loss(self, batch: Batch, step: int) -> Loss:
+        """Return the discriminator's loss on real samples (b,)."""
+        score, cost = self._judge(batch.x, batch, step)
+        return self._game(score, None) + cost, self._logs(score.detach(), None)
 
-    def discriminator_loss(self, batch: Batch, step: int) -> Loss:
-        """Return -log D(x) - log(1 - D(G(z))); real and fake are separate batches to BatchNorm."""
+    def fake_loss(self, batch: Batch, step: int) -> Loss:
+        """Return the discriminator's loss on fake samples (b,)."""
         with torch.no_grad():
-            fake = self.generator(batch.randn(self.config.latent_dim), batch.condition)
-        real_score = self.discriminate(batch.x, batch.condition)
-        fake_score = self.discriminate(fake, batch.condition)
-        loss = non_saturating_discriminator(real_score, fake_score)
-        return loss, {"real_score": real_score.detach(), "fake_score": fake_score.detach()}
+            fake = self._fake(batch)
+        score, cost = self._judge(fake, batch, step)
+        return self._game(None, score) + cost, self._logs(None, score.detach())
 
     def generator_loss(self, batch: Batch, step: int) -> Loss:
-        """Return -log D(G(z)) per sample."""
-        fake = self.generator(batch.randn(self.config.latent_dim), batch.condition)
-        return non_saturating_generator(self.discriminate(fake, batch.condition)), {}
-
-    # -- what it can do --------------------------------------------------------------------------
-
-    def draw(self, noise: Noise, condition: Tensor | None, options: Any) -> Tensor:
-        """Generate from normal noise, (n, *spec.shape)."""
-        z = noise.randn(self.config.latent_dim) * options.temperature
-        return self.generator(z, condition).float()
-
-    def discriminate(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return the discriminator's logits (b,), higher is more real."""
-        if self.condition is not None and condition is None:
-            raise ConfigError("this DCGAN is conditional; give the class of each sample")
-        return self.discriminator(x, condition)
+        """Return the generator's loss (b,): on one fake sample, with separate steps on two."""
+        values, logs = super().generator_loss(batch, step)
+        if self.config.separate_steps:
+            values = (values + super().generator_loss(batch, step)[0]) / 2
+        return values, logs
 
 
-class _Generator(nn.Module):
-    """z (b, z) → image (b, c, s, s) in [-1, 1]."""
-
-    def __init__(self, widths: tuple[int, ...], latent: int, spec: Grid, classes: int) -> None:
-        super().__init__()
-        self.label = nn.Embedding(classes, latent) if classes else None
-        inputs = 2 * latent if classes else latent
-        layers: list[nn.Module] = [nn.ConvTranspose2d(inputs, widths[0], 4, bias=False)]
-        for a, b in itertools.pairwise(widths):
-            layers += [
-                nn.BatchNorm2d(a),
-                nn.ReLU(),
-                nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, bias=False),
-            ]
-        layers += [nn.BatchNorm2d(widths[-1]), nn.ReLU()]
-        if 2 ** (len(widths) + 1) == spec.size[0]:
-            layers.append(nn.Conv2d(widths[-1], spec.channels, 3, padding=1))
-        else:
-            layers.append(nn.ConvTranspose2d(widths[-1], spec.channels, 4, stride=2, padding=1))
-        self.body = nn.Sequential(*layers, nn.Tanh())
-
-    def forward(self, z: Tensor, label: Tensor | None) -> Tensor:
-        if self.label is not None:
-            z = torch.cat((z, self.label(label)), dim=1)
-        return self.body(z[..., None, None])
-
-
-class _Discriminator(nn.Module):
-    """image (b, c, s, s) → logit (b,)."""
-
-    def __init__(self, widths: tuple[int, ...], spec: Grid, classes: int) -> None:
-        super().__init__()
-        back = widths[::-1]
-        if 2 ** (len(widths) + 1) == spec.size[0]:
-            layers: list[nn.Module] = [nn.Conv2d(spec.channels, back[0], 3, padding=1)]
-        else:
-            layers = [nn.Conv2d(spec.channels, back[0], 4, stride=2, padding=1)]
-        layers.append(nn.LeakyReLU(0.2))
-        for a, b in itertools.pairwise(back):
-            layers += [
-                nn.Conv2d(a, b, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(b),
-                nn.LeakyReLU(0.2),
-            ]
-        self.body = nn.Sequential(*layers)
-        self.head = nn.Conv2d(back[-1], 1, 4)
-        self.label = nn.Embedding(classes, back[-1]) if classes else None
-
-    def forward(self, x: Tensor, label: Tensor | None) -> Tensor:
-        h = self.body(x)
-        logit = self.head(h).flatten()
-        if self.label is not None:
-            logit = logit + (self.label(label) * h.sum((2, 3))).sum(1)
-        return logit
-
-
-def _initialise(module: nn.Module) -> None:
-    """Draw weights from N(0, 0.02), BatchNorm's from N(1, 0.02) (section 3 of the paper)."""
-    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-        nn.init.normal_(module.weight, 0.0, 0.02)
+def _glorot(module: nn.Module) -> None:
+    """Draw weights as Keras does unasked: uniform by Glorot & Bengio (2010), biases 0."""
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 1.0, 0.02)
-    elif isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, 0.0, 0.02)
-
-
-def _padded(spec: Spec) -> int:
-    """Return the side of the padded square image; raises SpecError."""
-    if not isinstance(spec, Grid) or len(spec.size) != 2 or not 1 <= spec.channels <= 4:
-        raise SpecError(f"a DCGAN learns images of 1 to 4 channels, not {spec}")
-    if max(spec.size) > 256:
-        raise SpecError(f"a DCGAN takes images up to 256 px, not {spec.size}; resize them")
-    return max(8, 2 ** math.ceil(math.log2(max(spec.size))))
-
-
-def _widths(size: int, *, last: int, most: int) -> tuple[int, ...]:
-    """Return channels at 4 px … size / 2, doubling downwards from `last` up to `most`."""
-    count = int(math.log2(size)) - 2
-    return tuple(min(most, last * 2**i) for i in reversed(range(count)))
