@@ -10,10 +10,11 @@ from poiesis.data import open_data
 from poiesis.data.config import DataConfig
 from poiesis.data.sources.shapes import (
     COLOURS,
-    HELD_OUT,
     KINDS,
     RADII,
     RELATIONS,
+    UNSEEN_PAIRS,
+    UNSEEN_SHAPES,
     Caption,
     Shape,
     coverage,
@@ -38,12 +39,11 @@ def shown():
 
 def test_held_out_combinations_are_in_every_test_caption_and_in_no_other():
     data = open_data("shapes")
-    alone, together = HELD_OUT
     for part, split in data.splits.items():
         for text in map(data.condition.text, split.y.tolist()):
             colours = [colour for colour in COLOURS if colour in text.split()]
-            held_out = any(name in text for name in alone) or any(
-                set(pair) == set(colours) for pair in together
+            held_out = any(name in text for name in UNSEEN_SHAPES) or any(
+                set(pair) == set(colours) for pair in UNSEEN_PAIRS
             )
             assert held_out == (part == "test"), text
     assert {part: len(split) for part, split in data.splits.items()} == {

@@ -1,8 +1,8 @@
 """Coloured shapes with captions, drawn from a seed: "a small red circle left of a blue square".
 
-A picture shows one or two shapes. A few combinations never occur in the training and validation
-parts (`HELD_OUT`); each caption of the test part has at least one of them. So the test part asks
-whether a model composes what it learned.
+A picture shows one or two shapes. A few combinations (`UNSEEN_SHAPES`, `UNSEEN_PAIRS`) never occur
+in the training and validation parts; each caption of the test part has at least one of them. So the
+test part asks whether a model composes what it learned.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from poiesis.rng import generator
 
 __all__ = [
     "COLOURS",
-    "HELD_OUT",
     "KINDS",
     "RADII",
     "RELATIONS",
     "SIDE",
+    "UNSEEN_PAIRS",
+    "UNSEEN_SHAPES",
     "Caption",
     "Shape",
     "coverage",
@@ -51,11 +52,10 @@ RADII = {"small": (3.6, 4.2), "large": (6.0, 6.6)}
 """Half the side of a shape's box, in pixels."""
 RELATIONS = {"left of": (1, 0), "right of": (-1, 0), "above": (0, 1), "below": (0, -1)}
 """Where the second shape lies as seen from the first: (right, down)."""
-HELD_OUT = (
-    ("yellow triangle", "purple square"),
-    (("green", "yellow"), ("red", "black"), ("blue", "purple")),
-)
-"""What the training part never shows: these shapes; two shapes of these colours together."""
+UNSEEN_SHAPES = ("yellow triangle", "purple square")
+"""What the training part never shows: shapes of these colours."""
+UNSEEN_PAIRS = (("green", "yellow"), ("red", "black"), ("blue", "purple"))
+"""Nor two shapes of these colours in one picture."""
 COUNTS = {"train": 20_000, "validation": 1_000, "test": 2_000}
 _SINGLE = 0.25  # share of pictures with one shape
 _MARGIN, _GAP = 1.0, 2.0  # pixels to the edge and between the two boxes
@@ -90,11 +90,10 @@ class Caption:
     def held_out(self) -> bool:
         """Whether it has a combination that the training part never shows."""
         shapes = [self.first] + ([self.second] if self.second else [])
-        alone, together = HELD_OUT
-        if any(f"{shape.colour} {shape.kind}" in alone for shape in shapes):
+        if any(f"{shape.colour} {shape.kind}" in UNSEEN_SHAPES for shape in shapes):
             return True
         colours = {shape.colour for shape in shapes}
-        return any(colours == set(pair) for pair in together)
+        return any(colours == set(pair) for pair in UNSEEN_PAIRS)
 
 
 _ONE = rf"a (?:({'|'.join(RADII)}) )?({'|'.join(COLOURS)}) ({'|'.join(KINDS)})"
@@ -236,8 +235,7 @@ def open_shapes(config: DataConfig) -> DataSet:
         rows[part].y = y
     images = array_images("shapes", rows, (), config)
     images.captions = captions
-    alone, together = HELD_OUT
-    images.notes["held out of training"] = "; ".join(
-        [*(f"a {name}" for name in alone), *(f"{a} and {b} together" for a, b in together)]
-    )
+    shapes = [f"a {name}" for name in UNSEEN_SHAPES]
+    pairs = [f"{a} with {b}" for a, b in UNSEEN_PAIRS]
+    images.notes["held out of training"] = ", ".join(shapes + pairs)
     return assemble(images, config)
