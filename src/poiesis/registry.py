@@ -202,6 +202,13 @@ MODELS: dict[str, Entry] = {
             summary="score matching in continuous time: VP, sub-VP and VE noise",
         ),
         Entry(
+            name="consistency",
+            target="poiesis.models.diffusion.consistency:Consistency",
+            family="diffusion",
+            accepts=("image", "vector"),
+            summary="samples in one or two calls: distilled from a diffusion run, or by itself",
+        ),
+        Entry(
             name="transformer",
             target="poiesis.models.autoregressive.transformer:Transformer",
             family="autoregressive",

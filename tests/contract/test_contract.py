@@ -365,6 +365,13 @@ CASES = {
         data="captioned digits",
         learns="train",
     ),
+    "consistency": Case(
+        name="consistency",
+        options={"channels": 8, "multipliers": (1,), "attention": (8,), "learning_rate": 1e-2},
+        learns="train",
+        steps=120,
+        falls=0.95,
+    ),
     **{
         f"{name}, vectors": Case(
             name=name,
@@ -373,7 +380,7 @@ CASES = {
             learns="train",
             falls=0.95,
         )
-        for name in ("ddpm", "edm", "flow-matching", "score-sde")
+        for name in ("ddpm", "edm", "flow-matching", "score-sde", "consistency")
     },
     "transformer": Case(
         name="transformer",

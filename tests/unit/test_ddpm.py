@@ -270,7 +270,7 @@ def test_guidance_moves_between_open_and_exaggerated_class():
     with torch.no_grad():
         plain, free = model.denoiser(x_t, t, c), model.denoiser(x_t, t)
         for scale in (0.0, 1.0, 2.5):
-            got = model._guided(x_t, t, c, DDPM.Sampling(guidance=scale))
+            got = model.guided(x_t, t, c, DDPM.Sampling(guidance=scale))
             torch.testing.assert_close(got, free + scale * (plain - free), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(plain, free, atol=1e-3)
 

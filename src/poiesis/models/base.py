@@ -185,6 +185,11 @@ class GenerativeModel(nn.Module):
         """Return part name → run folder or registry name of the models this one is built on."""
         return {}
 
+    @classmethod
+    def view_with(cls, config: Any, spec: Spec, parts: Mapping[str, Any]) -> Spec:
+        """Return the view, where it depends on the parts, too."""
+        return cls.view(config, spec)
+
     def optimizers(self) -> Mapping[str, Optim]:
         """Return the named optimizers."""
         raise NotImplementedError

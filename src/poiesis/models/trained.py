@@ -69,13 +69,13 @@ def build(
             f"{cls.__name__} learns by class, not by caption; use --model.conditional false, or a "
             "model that reads captions, e.g. flow-matching"
         )
-    view = cls.view(config, spec)
     names = cls.parts(config)
     if not names:
-        return _laid_out(cls(config, view, use).to(device))
+        return _laid_out(cls(config, cls.view(config, spec), use).to(device))
     if parts_folder is None:
         raise RunError(f"{cls.__name__} is built on other runs and needs a run folder")
     parts = {name: load(parts_folder / name, device=str(device)).model for name in names}
+    view = cls.view_with(config, spec, parts)
     return _laid_out(cls(config, view, use, parts=parts).to(device))  # type: ignore[call-arg]
 
 

@@ -48,6 +48,12 @@ class ContinuousModel(DenoisingModel):
         """Return α and σ of times (b,)."""
         return self.process.marginal(t)
 
+    def level_of(self, ratio: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the times (b,) with σ/α = ratio (b,) and their α (b,)."""
+        times = [self.process.time(-math.log(value)) for value in ratio.tolist()]
+        t = torch.tensor(times, dtype=ratio.dtype, device=ratio.device)
+        return t, self.marginal(t)[0]
+
     def path(self, options: Any) -> diffusion.Path:
         """Return times from noise towards data."""
         return self.process.path(self.steps_of(options), options.spacing)

@@ -131,6 +131,12 @@ class DDPM(DenoisingModel):
         """Return α and σ of levels (b,)."""
         return self.alpha[t], self.sigma[t]
 
+    def level_of(self, ratio: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the levels nearest in log(σ/α) to ratio (b,) and their α (b,)."""
+        own = (self.sigma / self.alpha).log()
+        t = (own[None] - ratio.log()[:, None]).abs().argmin(dim=1)
+        return t, self.alpha[t]
+
     def path(self, options: Sampling) -> diffusion.Path:
         """Return the levels to sample over."""
         total = self.config.timesteps

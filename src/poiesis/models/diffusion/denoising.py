@@ -259,6 +259,10 @@ class DenoisingModel(GenerativeModel):
         """Lowest noise level."""
         return 0
 
+    def level_of(self, ratio: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the noise levels (b,) with σ/α = ratio (b,), or the nearest, and their α (b,)."""
+        raise NotImplementedError
+
     def input_scale(self, alpha: Tensor, sigma: Tensor) -> Tensor | float:
         """Return what x_t is multiplied by before the network sees it."""
         return 1.0
@@ -438,14 +442,14 @@ class DenoisingModel(GenerativeModel):
 
         def denoise(x_t: Tensor, level: Any) -> Tensor:
             t = torch.full((len(x_t),), level, device=x_t.device)
-            x0 = self._guided(x_t.float(), t, condition, options)
+            x0 = self.guided(x_t.float(), t, condition, options)
             if isinstance(self.spec, Grid):
                 x0 = diffusion.clip_x0(x0, options.clip)
             return x0.to(x_t)
 
         return denoise
 
-    def _guided(self, x_t: Tensor, t: Tensor, condition: Tensor | None, options: Any) -> Tensor:
+    def guided(self, x_t: Tensor, t: Tensor, condition: Tensor | None, options: Any) -> Tensor:
         """Return the estimate of x0 with classifier-free guidance."""
         scale = options.guidance
         if self.condition is None or condition is None or scale == 0:
