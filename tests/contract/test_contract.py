@@ -440,6 +440,19 @@ CASES = {
         learns="autoencoder",
         expected_failures=NO_OFFSET,
     ),
+    "flow-matching, by caption": Case(
+        name="flow-matching",
+        options={
+            "channels": 8,
+            "multipliers": (1,),
+            "attention": (8,),
+            "text_width": 8,
+            "text_layers": 1,
+            "warmup": 5,
+        },
+        data="captioned digits",
+        learns="train",
+    ),
     "consistency": Case(
         name="consistency",
         options={"channels": 8, "multipliers": (1,), "attention": (8,), "learning_rate": 1e-2},
@@ -539,9 +552,11 @@ def data_of(case_data: str):
         with tempfile.TemporaryDirectory() as folder:
             path = str(make(Path(folder)))
             return open_data(path, configs.from_dict(verb.DataConfig, own))
+    if case_data == "captioned digits":
+        options = {"source": "digits", "captions": True}
     if case_data == "python-stdlib":
         options["limit"] = 50_000
-    return open_data(case_data, configs.from_dict(verb.DataConfig, options))
+    return open_data(options["source"], configs.from_dict(verb.DataConfig, options))
 
 
 def config_of(case: Case) -> Any:

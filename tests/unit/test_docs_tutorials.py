@@ -187,6 +187,10 @@ def desk(tmp_path_factory):
     for i in range(12):
         size = (32, 24) if i == 5 else (32, 32)
         Image.new("L", size, 20 * i).save(folder / "mixed" / f"{i:04d}.png")
+    (folder / "captioned").mkdir()
+    for i in range(4):
+        Image.new("RGB", (8, 8), (60 * i, 0, 0)).save(folder / "captioned" / f"{i:04d}.png")
+    (folder / "captioned" / "metadata.csv").write_text("file_name,text\n0000.png,a\n0001.png,b\n")
     (folder / "bad.txt").write_bytes(b"hello \xff\xfe world\n" * 500)
     rows = [f"{h / 10},{h % 7},{('oak', 'ash')[h % 2]}" for h in range(60)]
     (folder / "plants.csv").write_text("\n".join(["height,leaves,species", *rows]))
@@ -197,6 +201,9 @@ def desk(tmp_path_factory):
         patch.chdir(folder)
         how = ["--train.steps", STEPS, "--train.threads", "1", "--train.grids", "0", "--quiet"]
         assert main(["train", "vae", "--data", "digits", "--out", "runs/first", *how]) == 0
+        small = ["--model.channels", "8", "--model.multipliers", "1,1,1", "--data.limit", "20"]
+        drawn = ["train", "flow-matching", "--data", "shapes", *small, "--out", "runs/shapes"]
+        assert main([*drawn, *how]) == 0
         where = ["--seed", "0", "-o", "new-digits", "--threads", "1", "--quiet"]
         assert main(["sample", "runs/first", "-n", "4", *where]) == 0
     return folder
@@ -242,7 +249,14 @@ def test_mistakes_give_the_line_shown(command, at_desk, capsys):
     assert re.sub("N(, N)+", "N", printed) == re.sub("N(, N)+", "N", shown)
 
 
-CHEAP = ("models", "data digits", "doctor", "inspect new-digits", "reproduce new-digits/00003.png")
+CHEAP = (
+    "models",
+    "data digits",
+    "data shapes",
+    "doctor",
+    "inspect new-digits",
+    "reproduce new-digits/00003.png",
+)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ def edit(
     strength: float = 0.5,
     variants: int = 1,
     label: str | None = None,
+    prompt: str | None = None,
     options: dict[str, Any] | None = None,
     seed: int = 0,
     split: str = "test",
@@ -70,7 +71,8 @@ def edit(
 
     source, split, limit: as in `open_inputs`. strength: in (0, 1], how much is made anew. variants:
     of each picture. label: the class to turn them into; default their own, where it is known, else
-    none. options: the model's sampling options. out: a folder for the pictures and a sheet
+    none. prompt: the caption to turn them into, for a model that learned captions; default none.
+    options: the model's sampling options. out: a folder for the pictures and a sheet
     before-after.png; nothing is written before all is done. Raises CapabilityError for a model that
     can't edit.
     """
@@ -81,7 +83,17 @@ def edit(
 
     trained, inputs = _opened(run, source, "edit", split, limit, checkpoint, device)
     before, after = _each(
-        trained, inputs, work, variants, label, options, seed, batch_size, "edited", progress
+        trained,
+        inputs,
+        work,
+        variants,
+        label,
+        prompt,
+        options,
+        seed,
+        batch_size,
+        "edited",
+        progress,
     )
     found = Edited(inputs, before, before, after, variants, [])
     if out is not None:
@@ -98,6 +110,7 @@ def inpaint(
     resamples: int = 5,
     variants: int = 1,
     label: str | None = None,
+    prompt: str | None = None,
     options: dict[str, Any] | None = None,
     seed: int = 0,
     split: str = "test",
@@ -124,7 +137,17 @@ def inpaint(
         return model.inpaint(x, seen, noise, y, chosen, resamples=resamples)
 
     before, after = _each(
-        trained, inputs, work, variants, label, options, seed, batch_size, "filled in", progress
+        trained,
+        inputs,
+        work,
+        variants,
+        label,
+        prompt,
+        options,
+        seed,
+        batch_size,
+        "filled in",
+        progress,
     )
     known = before.repeat_interleave(variants, 0)
     after = torch.where(covered.bool(), after, known)
@@ -159,6 +182,7 @@ def _each(
     work: Callable[[Any, Tensor, Noise, Tensor | None, Any], Tensor],
     variants: int,
     label: str | None,
+    prompt: str | None,
     options: dict[str, Any] | None,
     seed: int,
     batch_size: int,
@@ -170,15 +194,15 @@ def _each(
     check("batch_size", batch_size, low=1)
     model: Any = trained.model
     chosen = trained.options(**(options or {}))
-    number = None if label is None else trained.class_number(label)
+    asked = trained.asked(1, label, prompt)
     before, after = [], []
     for start in range(0, len(inputs), max(1, batch_size // variants)):
         end = min(len(inputs), start + max(1, batch_size // variants))
         rows = inputs.fetch(start, end)
         x = trained.view.apply(rows).to(model.device).repeat_interleave(variants, 0)
         y = None
-        if model.condition is not None and number is not None:
-            y = torch.full((len(x),), number, device=model.device)
+        if asked is not None:
+            y = asked.to(model.device).repeat_interleave(len(x), 0)
         elif model.condition is not None and inputs.labels is not None:
             y = torch.tensor(inputs.labels[start:end], device=model.device)
             y = y.repeat_interleave(variants, 0)

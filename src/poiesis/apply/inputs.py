@@ -25,7 +25,7 @@ from poiesis.errors import CapabilityError, DataError
 from poiesis.files import IMAGE_SUFFIXES, Zip, is_table, read_bytes, read_image, read_table
 from poiesis.models.capabilities import require
 from poiesis.models.trained import Trained
-from poiesis.spec import Classes, Grid
+from poiesis.spec import Captions, Classes, Grid
 
 __all__ = ["Inputs", "codes", "flat_code", "in_batches", "latent_parts", "open_inputs"]
 
@@ -198,7 +198,9 @@ def in_batches(
 ) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
     """Yield (start, end, rows in the model's view, their classes if the model wants them)."""
     model = trained.model
-    if model.condition is not None and inputs.labels is None:
+    # A caption may be left open.
+    needed = model.condition is not None and not isinstance(model.condition, Captions)
+    if needed and inputs.labels is None:
         raise DataError(
             f"{inputs.where}: this {trained.name} is conditional; lay the files out in folders "
             f"called as its classes, e.g. {(model.condition.names or ('0',))[0]}"

@@ -37,6 +37,8 @@ class _Args:
     """How many of each picture."""
     label: Annotated[str | None, tyro.conf.arg(name="class")] = None
     """Class by name or number to make them of (default: their own, where it is known)."""
+    prompt: str | None = None
+    """Caption of what to make of them, for a model that learned captions."""
     seed: int = 0
     """Seed of the noise; a picture's depends on the seed and its place alone."""
     split: Literal["train", "validation", "test"] = "test"
@@ -135,6 +137,7 @@ def _work(parsed: Any, chosen: dict[str, Any], verb: str, **own: Any) -> int:
             out=parsed.out,
             variants=parsed.variants,
             label=parsed.label,
+            prompt=parsed.prompt,
             options=chosen,
             seed=parsed.seed,
             split=parsed.split,

@@ -19,6 +19,7 @@ _EXAMPLES = (
     "poiesis sample runs/table -n 5000 -o new.csv",
     "torchrun --nproc-per-node 2 -m poiesis sample runs/first -n 1000000 -o million",
     "poiesis sample runs/ddpm --class 3 --sampling.steps 50 --sampling.guidance 2",
+    'poiesis sample runs/shapes --prompt "a small red circle left of a blue square"',
     'poiesis sample runs/shakespeare --prompt "ROMEO:" --stop "\\n\\n" --stream',
 )
 
@@ -39,7 +40,8 @@ class SampleArgs:
     """Class by name or number, if the model learned classes (default: each in turn); or
     attributes by name, separated by commas, the others absent (none: all absent)."""
     prompt: str | None = None
-    """Text to continue."""
+    """Text to continue; of a model that learned captions, what to show (default: captions that the
+    run keeps, in turn)."""
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """End a text here; may be repeated. \\n stands for a new line."""
     stream: bool = False

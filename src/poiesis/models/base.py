@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from poiesis.errors import ConfigError, suggest
 from poiesis.rng import Draws, Noise
-from poiesis.spec import Attributes, Condition, Spec
+from poiesis.spec import Attributes, Captions, Condition, Spec
 
 __all__ = [
     "Batch",
@@ -52,7 +52,7 @@ class Batch:
     """What a loss sees: data in the model's view, conditions, and keyed noise.
 
     x: shape (b, *view.shape), None in a phase without data. condition: int64 (b,), attributes
-    float (b, k), or None.
+    float (b, k), captions int64 (b, length), or None.
     index: int64 (b,), positions in the data set. draws: the noise source of this phase and step.
     """
 
@@ -174,10 +174,14 @@ class GenerativeModel(nn.Module):
     mixes_classes: ClassVar[bool] = False
     """Instead of classes (b,), a condition may be weights of the classes or attributes (b, k)."""
 
+    reads_captions: ClassVar[bool] = False
+    """Instead of classes, a condition may be captions, int64 (b, length)."""
+
     config: Any
     spec: Any
     condition: Any
-    """The spec of the condition: `Classes`, `Attributes` (if it mixes classes) or None."""
+    """The spec of the condition: `Classes`, `Attributes` (if it mixes classes), `Captions` (if it
+    reads them) or None."""
     progress: float = 0.0
     """Share of the stage's steps that are done, for what follows a schedule: the engine sets it."""
 
@@ -302,10 +306,13 @@ class GenerativeModel(nn.Module):
     def default_condition(self, first: int, n: int) -> Tensor | None:
         """Return conditions for samples first…first+n-1; None if unconditional.
 
-        Each class in turn, or none of the attributes and each of them alone in turn.
+        Each class in turn, or none of the attributes and each of them alone in turn, or each of
+        the captions that a run keeps.
         """
         if self.condition is None:
             return None
+        if isinstance(self.condition, Captions):
+            return torch.tensor(self.condition.in_turn(first, n), dtype=torch.int64)
         if isinstance(self.condition, Attributes):
             alone = torch.eye(self.condition.count + 1)[:, 1:]
             return alone[torch.arange(first, first + n) % len(alone)]

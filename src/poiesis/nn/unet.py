@@ -21,6 +21,7 @@ from poiesis.config import check
 from poiesis.errors import ConfigError
 from poiesis.nn.dropout import Dropout
 from poiesis.nn.group_norm import GroupNorm
+from poiesis.nn.text_encoder import Text, TextEncoder
 
 __all__ = ["UNet", "UNetOptions", "sinusoidal_embedding"]
 
@@ -106,10 +107,13 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     """Self-attention over all pixels, with a residual connection.
 
-    groups: of the normalisation, 0 for none. heads: a divisor of `channels`.
+    groups: of the normalisation, 0 for none. heads: a divisor of `channels`. text_width: of the
+    vectors of a caption, to which the pixels then attend too; 0 is none.
     """
 
-    def __init__(self, channels: int, groups: int, heads: int, eps: float) -> None:
+    def __init__(
+        self, channels: int, groups: int, heads: int, eps: float, text_width: int = 0
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.group_norm = GroupNorm(groups, channels, eps=eps) if groups else nn.Identity()
@@ -117,8 +121,9 @@ class Attention(nn.Module):
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
         self.to_out = nn.Linear(channels, channels)
+        self.text = CrossAttention(channels, groups, eps, text_width) if text_width else None
 
-    def forward(self, x_bchw: Tensor) -> Tensor:
+    def forward(self, x_bchw: Tensor, text: Text | None = None) -> Tensor:
         """Return the same shape."""
         b, c, h, w = x_bchw.shape
         # In channels-last memory these reshapes are views.
@@ -129,7 +134,30 @@ class Attention(nn.Module):
         )
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         out = self.to_out(out).transpose(1, 2).reshape(b, c, h, w)
-        return x_bchw + out
+        x_bchw = x_bchw + out
+        return x_bchw if self.text is None else self.text(x_bchw, text)
+
+
+class CrossAttention(nn.Module):
+    """Attention of the pixels to the tokens of a caption (arXiv 2112.10752), + input."""
+
+    def __init__(self, channels: int, groups: int, eps: float, text_width: int) -> None:
+        super().__init__()
+        self.heads = math.gcd(channels, 4)
+        self.group_norm = GroupNorm(groups, channels, eps=eps) if groups else nn.Identity()
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(text_width, channels)
+        self.to_v = nn.Linear(text_width, channels)
+        self.to_out = nn.Linear(channels, channels)
+
+    def forward(self, x_bchw: Tensor, text: Text) -> Tensor:
+        """Return the same shape."""
+        pixels = self.group_norm(x_bchw).flatten(2).transpose(1, 2)
+        parts = self.to_q(pixels), self.to_k(text.tokens), self.to_v(text.tokens)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=text.mask[:, None, None])
+        out = self.to_out(out.transpose(1, 2).flatten(2))
+        return x_bchw + out.transpose(1, 2).reshape(x_bchw.shape)
 
 
 class Downsample(nn.Module):
@@ -171,19 +199,21 @@ class Level(nn.Module):
         self.attentions = nn.ModuleList(attentions)
         self.resample = resample
 
-    def block(self, i: int, x_bchw: Tensor, emb_be: Tensor) -> Tensor:
+    def block(self, i: int, x_bchw: Tensor, emb_be: Tensor, text: Text | None = None) -> Tensor:
         """Run residual block i and the attention after it, if there is one."""
         x_bchw = self.resnets[i](x_bchw, emb_be)
-        return self.attentions[i](x_bchw) if i < len(self.attentions) else x_bchw
+        return self.attentions[i](x_bchw, text) if i < len(self.attentions) else x_bchw
 
 
 class DownLevel(Level):
     """A resolution on the way down; it remembers what each module made."""
 
-    def forward(self, x_bchw: Tensor, emb_be: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(
+        self, x_bchw: Tensor, emb_be: Tensor, skips: list[Tensor], text: Text | None = None
+    ) -> Tensor:
         """Return the (halved) features and append all intermediate ones to `skips`."""
         for i in range(len(self.resnets)):
-            x_bchw = self.block(i, x_bchw, emb_be)
+            x_bchw = self.block(i, x_bchw, emb_be, text)
             skips.append(x_bchw)
         if self.resample is not None:
             x_bchw = self.resample(x_bchw)
@@ -194,20 +224,22 @@ class DownLevel(Level):
 class MiddleLevel(Level):
     """The coarsest resolution between the ways down and up."""
 
-    def forward(self, x_bchw: Tensor, emb_be: Tensor) -> Tensor:
+    def forward(self, x_bchw: Tensor, emb_be: Tensor, text: Text | None = None) -> Tensor:
         """Return the same shape."""
         for i in range(len(self.resnets)):
-            x_bchw = self.block(i, x_bchw, emb_be)
+            x_bchw = self.block(i, x_bchw, emb_be, text)
         return x_bchw
 
 
 class UpLevel(Level):
     """A resolution on the way up; each block also sees what the way down remembered."""
 
-    def forward(self, x_bchw: Tensor, emb_be: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(
+        self, x_bchw: Tensor, emb_be: Tensor, skips: list[Tensor], text: Text | None = None
+    ) -> Tensor:
         """Return the (doubled) features, taking one tensor off `skips` per block."""
         for i in range(len(self.resnets)):
-            x_bchw = self.block(i, torch.cat([x_bchw, skips.pop()], dim=1), emb_be)
+            x_bchw = self.block(i, torch.cat([x_bchw, skips.pop()], dim=1), emb_be, text)
         return x_bchw if self.resample is None else self.resample(x_bchw)
 
 
@@ -218,8 +250,9 @@ class UNet(nn.Module):
     resolution in units of `channels`, from fine to coarse, fractions allowed; height and width must
     be divisible by 2^(len − 1). blocks: residual blocks per resolution. attention: whether each
     resolution has attention; the middle always does. classes: 0, or the number of classes; class
-    number `classes` then means "no class". Raises ConfigError for widths that groups or heads don't
-    divide.
+    number `classes` then means "no class". captions: tokens and length of captions, or None;
+    attention is then paid to their tokens too. text_width, text_layers: sizes of the encoder of
+    these. Raises ConfigError for widths that groups or heads don't divide.
     """
 
     def __init__(
@@ -234,6 +267,9 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         classes: int = 0,
         options: UNetOptions | None = None,
+        captions: tuple[int, int] | None = None,
+        text_width: int = 64,
+        text_layers: int = 2,
     ) -> None:
         super().__init__()
         options = options or UNetOptions()
@@ -252,12 +288,23 @@ class UNet(nn.Module):
         def attend(width: int, groups: int = groups) -> Attention:
             each = options.head_width or width
             _check_divides("unet.head_width", each, width)
-            return Attention(width, groups, width // each, options.norm_eps)
+            read = text_width if captions else 0
+            return Attention(width, groups, width // each, options.norm_eps, read)
 
         self.time_embedding = nn.Sequential(
             nn.Linear(channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
         self.class_embedding = nn.Embedding(classes + 1, embedding) if classes else None
+        self.text_encoder = None
+        if captions is not None:
+            vocabulary, length = captions
+            self.text_encoder = TextEncoder(
+                vocabulary=vocabulary,
+                length=length,
+                width=text_width,
+                layers=text_layers,
+                out=embedding,
+            )
         self.conv_in = nn.Conv2d(image_channels, channels, 3, padding=1)
 
         current = channels
@@ -299,12 +346,15 @@ class UNet(nn.Module):
         for module in self.modules():
             if isinstance(module, ResBlock):
                 nn.init.zeros_(module.conv2.weight)
-            elif isinstance(module, Attention):
+            elif isinstance(module, (Attention, CrossAttention)):
                 nn.init.zeros_(module.to_out.weight)
         nn.init.zeros_(self.conv_out.weight)
 
     def forward(self, x_bchw: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return (b, image_channels, h, w). t: levels (b,). condition: int64 (b,) or None."""
+        """Return (b, image_channels, h, w). t: levels (b,).
+
+        condition: int64, classes (b,) or captions (b, length); None is without.
+        """
         waves_be = sinusoidal_embedding(
             t,
             self.channels,
@@ -317,14 +367,20 @@ class UNet(nn.Module):
                 none = self.class_embedding.num_embeddings - 1
                 condition = torch.full_like(t, none, dtype=torch.long)
             emb_be = emb_be + self.class_embedding(condition)
+        text = None
+        if self.text_encoder is not None:
+            if condition is None:
+                condition = torch.zeros(len(t), 0, dtype=torch.long, device=t.device)
+            text = self.text_encoder(condition)
+            emb_be = emb_be + text.whole
 
         x = self.conv_in(x_bchw)
         skips = [x]
         for level in self.down_blocks:
-            x = level(x, emb_be, skips)
-        x = self.mid_block(x, emb_be)
+            x = level(x, emb_be, skips, text)
+        x = self.mid_block(x, emb_be, text)
         for level in self.up_blocks:
-            x = level(x, emb_be, skips)
+            x = level(x, emb_be, skips, text)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 

@@ -78,6 +78,8 @@ class Consistency(GenerativeModel):
         def __post_init__(self) -> None:
             check("steps", self.steps, low=1, high=1000)
 
+    reads_captions = True
+
     config: Config
     spec: Grid
 

@@ -15,7 +15,7 @@ from poiesis.models.capabilities import LogProb
 from poiesis.models.diffusion.denoising import DenoisingModel, network_sizes, padded, side_of
 from poiesis.rng import Noise
 from poiesis.sampling import diffusion
-from poiesis.spec import Classes, Grid, Spec
+from poiesis.spec import Condition, Grid, Spec
 
 __all__ = ["DDPM"]
 
@@ -70,7 +70,7 @@ class DDPM(DenoisingModel):
 
     known_as = "ddpm"
 
-    def __init__(self, config: Config, spec: Spec, condition: Classes | None = None) -> None:
+    def __init__(self, config: Config, spec: Spec, condition: Condition | None = None) -> None:
         super().__init__(config, spec, condition)
         self.schedule = diffusion.noise_schedule(config.schedule, config.timesteps, config.betas)
         if config.zero_snr:

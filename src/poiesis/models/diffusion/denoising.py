@@ -22,7 +22,7 @@ from poiesis.nn.denoising_mlp import DenoisingMLP
 from poiesis.nn.unet import UNet, UNetOptions
 from poiesis.rng import Noise
 from poiesis.sampling import diffusion, editing, solvers
-from poiesis.spec import Classes, Grid, Spec, Vector
+from poiesis.spec import Captions, Classes, Condition, Grid, Spec, Vector
 
 __all__ = ["DenoisingModel", "network_sizes", "padded", "side_of"]
 
@@ -52,9 +52,13 @@ class DenoisingModel(GenerativeModel):
         dropout: float = 0.0
         """Share of features dropped inside residual blocks."""
         conditional: bool = True
-        """Learn the classes, where the data has any."""
+        """Learn the classes or captions, where the data has any."""
         label_dropout: float = 0.1
-        """Share of samples trained without their class, which guidance needs."""
+        """Share of samples trained without their class or caption, which guidance needs."""
+        text_width: int = 64
+        """Width of the transformer that reads captions, a multiple of 4."""
+        text_layers: int = 2
+        """Layers of it."""
         min_snr: float = 0.0
         """Caps the weight of a level, as an error of the clean data, at this signal-to-noise ratio
         (arXiv 2303.09556: 5); 0 is no cap."""
@@ -77,6 +81,10 @@ class DenoisingModel(GenerativeModel):
             check("blocks", self.blocks, low=1, high=64)
             check("dropout", self.dropout, low=0, high=0.99)
             check("label_dropout", self.label_dropout, low=0, high=1)
+            check("text_width", self.text_width, low=4)
+            check("text_layers", self.text_layers, low=1, high=64)
+            if self.text_width % 4:
+                raise ConfigError(f"text_width = {self.text_width} is not a multiple of 4")
             check("min_snr", self.min_snr, low=0)
             check("batch_size", self.batch_size, low=1)
             check("learning_rate", self.learning_rate, low=0, open_low=True)
@@ -122,7 +130,8 @@ class DenoisingModel(GenerativeModel):
         tolerance: float = 1e-3
         """Error that adaptive allows in a step."""
         guidance: float = 1.0
-        """Strength s of u + s (c − u): 0 ignores the class, 1 follows it, more exaggerates it."""
+        """Strength s of u + s (c − u): 0 ignores the class or caption, 1 follows it, more
+        exaggerates it."""
         guidance_interval: tuple[float, float] = (0.0, 1.0)
         """Shares of noise σ/(α + σ) between which guidance acts; outside, the class is followed
         plainly (arXiv 2404.07724)."""
@@ -161,12 +170,14 @@ class DenoisingModel(GenerativeModel):
     }
     """Steps that each sampler takes unless told."""
 
+    reads_captions = True
+
     config: Any
     spec: Grid | Vector
 
-    def __init__(self, config: Any, spec: Spec, condition: Classes | None = None) -> None:
+    def __init__(self, config: Any, spec: Spec, condition: Condition | None = None) -> None:
         super().__init__(config, spec, condition if config.conditional else None)
-        classes = self.condition.count if self.condition else 0
+        classes = self.condition.count if isinstance(self.condition, Classes) else 0
         if isinstance(spec, Vector):
             self.mlp = DenoisingMLP(
                 features=spec.features,
@@ -184,6 +195,7 @@ class DenoisingModel(GenerativeModel):
                 f"attention = {strange[0]} is not a resolution of this network;"
                 f" it has {', '.join(map(str, sizes))} px"
             )
+        captions = self.condition if isinstance(self.condition, Captions) else None
         self.unet = UNet(
             image_channels=spec.channels,
             channels=config.channels,
@@ -194,6 +206,9 @@ class DenoisingModel(GenerativeModel):
             dropout=config.dropout,
             classes=classes,
             options=config.unet,
+            captions=(captions.vocabulary, captions.length) if captions else None,
+            text_width=config.text_width,
+            text_layers=config.text_layers,
         )
 
     @classmethod
@@ -313,11 +328,12 @@ class DenoisingModel(GenerativeModel):
         return weighted, {"mse": error.detach()}
 
     def _dropped(self, batch: Batch) -> Tensor | None:
-        """Return the batch's classes, some of them, by sample, as "no class"."""
+        """Return the batch's classes or captions, some of them, by sample, as none."""
         condition = batch.condition if self.condition else None
         if condition is not None:
             dropped = batch.rand() < self.config.label_dropout
-            condition = condition.masked_fill(dropped, self._no_class)
+            dropped = dropped.view(-1, *[1] * (condition.ndim - 1))
+            condition = condition.masked_fill(dropped, self.condition.none)
         return condition
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
@@ -349,11 +365,6 @@ class DenoisingModel(GenerativeModel):
         alpha, sigma = self.marginal(t)
         return alpha.view(shape), sigma.view(shape)
 
-    @property
-    def _no_class(self) -> int:
-        assert self.condition is not None
-        return self.condition.count
-
     # -- sampling -------------------------------------------------------------------------------
 
     def denoiser(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -361,7 +372,7 @@ class DenoisingModel(GenerativeModel):
 
         x_t: α_t x0 + σ_t ε, (b, *spec.shape). t: noise levels (b,), of the model's own scale; those
         below its cleanest are taken for it.
-        condition: int64 (b,); None is without a class.
+        condition: int64, classes (b,) or captions (b, length); None is without.
         """
         t = t.clamp(min=self.cleanest)
         alpha, sigma = self._level(t)
@@ -369,7 +380,7 @@ class DenoisingModel(GenerativeModel):
         return diffusion.x0_from(self.prediction, output, x_t.float(), alpha, sigma)
 
     def draw(self, noise: Noise, condition: Tensor | None, options: Any) -> Tensor:
-        """Draw len(noise) samples; without a condition the class is left open."""
+        """Draw len(noise) samples; without a condition it is left open."""
         path = self.path(options)
         x = noise.randn(*self.spec.shape) * self.prior_std(path)
         return self._solved(path, x, noise, condition, options)
@@ -457,7 +468,7 @@ class DenoisingModel(GenerativeModel):
         low, high = options.guidance_interval
         if scale == 1 or not low <= float(sigma / (alpha + sigma)) <= high:
             return self.denoiser(x_t, t, condition)
-        both = torch.cat([condition, torch.full_like(condition, self._no_class)])
+        both = torch.cat([condition, torch.full_like(condition, self.condition.none)])
         estimates = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
         conditional, unconditional = estimates.chunk(2)
         guided = diffusion.guide(conditional, unconditional, scale)

@@ -99,15 +99,16 @@ class FlowMatching(ContinuousModel):
 def matched(x: Tensor, eps: Tensor, condition: Tensor | None = None) -> Tensor:
     """Return the order of eps's rows (b,) with the least sum of squared distances to x's.
 
-    Exact, by the Hungarian method. With classes, rows are exchanged within their class alone: each
-    class's noise must stay normal, since sampling begins there.
+    Exact, by the Hungarian method. With classes (or captions), rows are exchanged within their
+    class alone: each class's noise must stay normal, since sampling begins there.
     """
     from scipy.optimize import linear_sum_assignment
 
     order = torch.arange(len(x), device=x.device)
     groups = [order.clone()]
     if condition is not None:
-        groups = [order[condition == c] for c in condition.unique()]
+        _, group = condition.unique(dim=0, return_inverse=True)
+        groups = [order[group == number] for number in group.unique()]
     for rows in groups:
         cost = torch.cdist(x[rows].flatten(1).double(), eps[rows].flatten(1).double()).square()
         _, columns = linear_sum_assignment(cost.cpu().numpy())

@@ -13,7 +13,7 @@ from poiesis.models.diffusion.continuous import ContinuousModel
 from poiesis.models.diffusion.denoising import network_sizes
 from poiesis.sampling import diffusion
 from poiesis.sampling.processes import Process, exploding, preserving, sub_preserving
-from poiesis.spec import Classes, Spec
+from poiesis.spec import Condition, Spec
 
 __all__ = ["ScoreSDE"]
 
@@ -52,7 +52,7 @@ class ScoreSDE(ContinuousModel):
 
     known_as = "score-sde"
 
-    def __init__(self, config: Config, spec: Spec, condition: Classes | None = None) -> None:
+    def __init__(self, config: Config, spec: Spec, condition: Condition | None = None) -> None:
         super().__init__(config, spec, condition)
         self.process: Process = {
             "vp": preserving,
