@@ -199,11 +199,11 @@ def in_batches(
     """Yield (start, end, rows in the model's view, their classes if the model wants them)."""
     model = trained.model
     # A caption may be left open.
-    needed = model.condition is not None and not isinstance(model.condition, Captions)
-    if needed and inputs.labels is None:
+    condition = model.condition
+    if condition is not None and not isinstance(condition, Captions) and inputs.labels is None:
         raise DataError(
             f"{inputs.where}: this {trained.name} is conditional; lay the files out in folders "
-            f"called as its classes, e.g. {(model.condition.names or ('0',))[0]}"
+            f"called as its classes, e.g. {(condition.names or ('0',))[0]}"
         )
     for start in range(0, len(inputs), batch_size):
         end = min(len(inputs), start + batch_size)

@@ -254,7 +254,7 @@ class LatentDiffusion(GenerativeModel):
 
     def _balance(self, error: Tensor, seems: Tensor) -> Tensor:
         """Return how much larger the error's gradient is than the discriminator's, at most 1e4."""
-        last = self.decoder[-1].weight
+        last: Any = self.decoder[-1].weight
         if not torch.is_grad_enabled():
             return error.new_zeros(())
         norms = [
