@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.spatial import cKDTree
 from scipy.stats import kstest
 from sklearn.datasets import make_moons
 from torch import nn
@@ -106,15 +107,10 @@ def test_data_sets_are_standardised_and_come_back(name):
     assert torch.allclose(x.mean(0), torch.zeros(2), atol=1e-4)
     assert torch.allclose(x.std(0), torch.ones(2), atol=1e-3)
     drawn, label = toy.draw(50_000, "train", 0)
-    raw = data.codec.decode(x)
     # Each row is one of those drawn, its class with it.
-    order, other = np.lexsort(drawn.T), np.lexsort(raw.T)
-    held = data.codec.decode(data.splits["validation"].x)
-    both = np.concatenate([raw, held])
-    other = np.lexsort(both.T)
-    assert np.allclose(both[other], drawn[order], atol=1e-5)
-    labels = torch.cat([y, data.splits["validation"].y]).numpy()
-    assert np.array_equal(labels[other], label[order])
+    distance, place = cKDTree(drawn).query(data.codec.decode(x))
+    assert distance.max() < 1e-5 and len(np.unique(place)) > 44_900
+    assert np.array_equal(label[place], y.numpy())
     again = open_data(name)
     assert torch.equal(again.splits["test"].x, data.splits["test"].x)
     assert again.notes == data.notes

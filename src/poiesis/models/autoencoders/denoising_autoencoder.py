@@ -64,7 +64,7 @@ class DenoisingAutoencoder(Autoencoder):
     @preset
     @classmethod
     def default(cls, spec: Spec) -> Any:
-        """As the autoencoder's; in the plane with less noise, which would hide all of it."""
+        """As the autoencoder's; in the plane with less noise, which would hide everything."""
         config = super().default(spec)
         return dataclasses.replace(config, level=0.1) if spec == Vector(features=2) else config
 
