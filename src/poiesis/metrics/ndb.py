@@ -32,8 +32,9 @@ class NDB:
 
     different: float
     """Bins that differ significantly, over K; about alpha for equal distributions."""
-    rare: float
-    """Real samples in bins that are drawn significantly too rarely; about alpha / 2."""
+    lost: float
+    """Real samples in bins that are drawn less than half as often as they should be, significantly
+    (one-sided, alpha / 2); about 0 for equal distributions."""
 
 
 def ndb(
@@ -100,7 +101,12 @@ def compare_bins(real: Tensor, generated: Tensor, *, alpha: float = 0.05) -> NDB
     z = torch.where(error > 0, (q - p) / error, torch.zeros_like(p))
     level = float(torch.special.ndtri(torch.tensor(1 - alpha / 2, dtype=torch.float64)))
     assert math.isfinite(level)
+    # Is q below p / 2? Of q - p / 2 the variance is q (1 - q) / m + p (1 - p) / 4 n, with the q and
+    # p that fit both the counts and q = p / 2 best: those of all counts together.
+    share = (real + generated).double() / (n + m / 2)
+    spread = (share / 2 * (1 - share / 2) / m + share * (1 - share) / (4 * n)).clamp(min=0).sqrt()
+    below = (q - p / 2) < -level * spread
     return NDB(
         different=float((z.abs() > level).double().mean()),
-        rare=float(p[z < -level].sum()),
+        lost=float(p[below].sum()),
     )

@@ -7,21 +7,22 @@ from typing import Any
 
 from poiesis.reporting.plots import curve
 from poiesis.runs import Run
-from poiesis.training.alarms import FAIL, OVERFIT, SEPARATE, Alarm
+from poiesis.training.alarms import FAIL, LOST, OVERFIT, SEPARATE
 
-__all__ = ["health_section", "sentences"]
+__all__ = ["health_section"]
 
 _SHARES = {
     "coverage": "real samples with a generated one next to them",
     "recall": "real samples among the generated ones",
     "precision": "generated samples among real ones",
     "vendi": "different samples that they amount to",
-    "support": "different values that near pairs betray",
+    "variety": "the same, by values instead of features",
+    "support": "the same, by near pairs (birthday test)",
 }
 """Numbers whose null real data give; below a share `FAIL` of it something is lost."""
 _LEVELS = {
     "ndb": ("bins that differ", 0.05, 0.15),
-    "rare": ("real samples in bins drawn too rarely", 0.025, 0.15),
+    "lost": ("real samples in bins drawn half as often or less", 0.0, LOST),
     "fooled": ("generated looks more real than real", 0.5, SEPARATE),
     "r_t": ("r_t, sign of D on training data", 0.0, 0.6),
     "overfit": ("r_v, D between training and held-out", 0.0, OVERFIT),
@@ -32,16 +33,6 @@ _ENDS = {
     "_moved": "weights moved since the look before",
     "_gradient": "root mean square of gradients",
 }
-
-
-def sentences(run: Run) -> list[str]:
-    """Return the alarms of a run, a sentence each, oldest first."""
-    told = []
-    for line in run.alarms():
-        fields = {key: line[key] for key in ("name", "step", "since", "seen", "helps")}
-        back = "; training was sent back" if line.get("sent_back") else ""
-        told.append(f"step {line['step']}: {Alarm(**fields).sentence}{back}")
-    return told
 
 
 def health_section(run: Run) -> dict[str, Any]:
@@ -73,4 +64,8 @@ def health_section(run: Run) -> dict[str, Any]:
     note = f"{looks} looks" if looks else ""
     if looks and stored.get("features"):
         note += f" at {stored['samples']} samples each, compared in {stored['features']}"
-    return {"alarms": sentences(run), "health": curves, "networks_health": networks, "looks": note}
+    alarms = [
+        line["sentence"] + ("; training was sent back" if line["sent_back"] else "")
+        for line in run.alarms()
+    ]
+    return {"alarms": alarms, "health": curves, "networks_health": networks, "looks": note}

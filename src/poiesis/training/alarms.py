@@ -17,6 +17,8 @@ __all__ = ["RULES", "Alarm", "Check", "Rule", "judge", "wrong"]
 
 FAIL = 0.5
 """Share of what real data reach, below which a number of theirs is lost."""
+LOST = 0.2
+"""Share of the data that may be drawn too rarely: 80% of it must be reached."""
 GRACE = 500
 """Steps of a stage before which a model need not have left the state it was initialised in."""
 SEPARATE = 0.01
@@ -59,7 +61,10 @@ class Alarm:
     @property
     def sentence(self) -> str:
         """One sentence for the user."""
-        return f"{self.name}: {self.seen}, since step {self.since}; what helps: {self.helps}"
+        return (
+            f"step {self.step}: {self.name}: {self.seen}, since step {self.since}; "
+            f"what helps: {self.helps}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,31 +118,30 @@ def _grown(check: Check, before: Sequence[Check], nulls: Mapping[str, Null]) -> 
 
 
 def _collapse(check: Check, before: Sequence[Check], nulls: Mapping[str, Null]) -> str:
-    """Few different samples, by their features and by how often two of them are near each other.
+    """Few different samples, by their features and by their values.
 
     Both: noise differs in its values but not in features, blurred samples the other way round.
     """
-    vendi, support = (_share(check, nulls, name) for name in ("vendi", "support"))
-    if not (vendi < FAIL and support < FAIL and _grown(check, before, nulls)):
+    vendi, variety = (_share(check, nulls, name) for name in ("vendi", "variety"))
+    if not (vendi < FAIL and variety < FAIL and _grown(check, before, nulls)):
         return ""
     has, real = check.values["vendi"], nulls["vendi"].mean
-    return (
-        f"the samples are as varied as {has:.1f} different ones, real data as {real:.1f}, and two "
-        f"of them are near each other {1 / support:.3g} times as often"
-    )
+    seen = f"the samples are as varied as {has:.1f} different ones, real data as {real:.1f}"
+    support = _share(check, nulls, "support")
+    if support < FAIL:
+        seen += f", and two of them are near each other {1 / support:.2g} times as often"
+    return seen
 
 
 def _missing(check: Check, before: Sequence[Check], nulls: Mapping[str, Null]) -> str:
-    """Samples that look like data but leave out half of it."""
-    precision, recall, coverage = (
-        _share(check, nulls, name) for name in ("precision", "recall", "coverage")
-    )
-    if not (precision >= FAIL and recall < FAIL and coverage < FAIL):
+    """Samples that look like data but leave out much of it."""
+    lost = check.values.get("lost", math.nan)
+    near = _share(check, nulls, "precision") >= FAIL
+    if not (near and lost > LOST) or check.since < GRACE:
         return ""
     return (
-        f"samples look like data ({check.values['precision']:.0%} lie among real ones) but reach "
-        f"only {check.values['coverage']:.0%} of it, where real samples reach "
-        f"{nulls['coverage'].mean:.0%}"
+        f"{check.values['precision']:.0%} of the samples lie among real ones, but kinds that make "
+        f"up {lost:.0%} of the data are drawn less than half as often as they should be"
     )
 
 

@@ -9,10 +9,12 @@ training, but with `train.rollback` an alarm sends it back.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from operator import sub
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,7 +46,9 @@ ENOUGH = 20
 """Looks that a run should have, for the sake of which it takes fewer samples."""
 FIRST = 0.15
 """Seconds to save up before the rehearsal, which says what a look will cost."""
-REHEARSED = 8
+REHEARSED = 16
+ARITHMETIC = 0.2
+"""Samples of the rehearsal, and seconds that comparing samples takes besides."""
 
 
 def _kinds(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
@@ -136,6 +140,7 @@ class Health:
         self._features: Any = None
         self._reference: monitors.Reference | None = None
         self._blind = False
+        self._preparing = 0.0
 
     def begin(self) -> None:
         """Take up what an earlier start of the run wrote up to the engine's step."""
@@ -194,24 +199,23 @@ class Health:
 
     def _rehearse(self) -> None:
         """Find out what a look costs and how many samples it can have."""
-        began = time.monotonic()
-        drawn = self._sees()
-        self._sample(REHEARSED) if drawn else None
-        each = (time.monotonic() - began) / REHEARSED if drawn else 0.0
-        began = time.monotonic()
-        rows = min(64, len(self.engine.data.splits["train"]))
-        if drawn and self.engine.main:
-            self._features[1](self.engine.data.splits["train"].fetch(torch.arange(rows))[0])
-        feature = (time.monotonic() - began) / rows
-        each, feature = processes.largest(each, feature)
-        self.spent += REHEARSED * each + rows * feature
-        engine = self.engine
+        engine, split = self.engine, self.engine.data.splits["train"]
         assert engine.schedule is not None
+        each = feature = 0.0
+        if self._sees():
+            rows, times = min(REHEARSED, len(split)), [time.monotonic()]
+            with self._may_fail():
+                self._draw(rows)
+                times.append(time.monotonic())
+                self._features[1](split.fetch(torch.arange(rows))[0])
+            times += [time.monotonic()] * (3 - len(times))
+            each, feature = (t / rows for t in processes.largest(*map(sub, times[1:], times)))
+            self.spent += rows * (each + feature)
         budget = SHARE * engine.seconds / max(1, engine.step) * engine.schedule.total
         affordable = int(budget / ENOUGH / max(each + feature, 1e-9))
         self.samples = self.samples or min(SAMPLES, max(FEWEST, affordable))
         # With the real samples that the first look begins with, and some time for arithmetic.
-        self.cost = self.samples * (each + feature) + 3072 * feature * drawn + 0.2
+        self.cost = self.samples * each + (self.samples + 2 * SAMPLES + 2048) * feature + ARITHMETIC
 
     # -- looking ---------------------------------------------------------------------------------
 
@@ -225,12 +229,10 @@ class Health:
             self._stage, self.checks = engine.stage_index, []
         self.samples = self.samples or SAMPLES
         values = {"bad_steps": float(engine.bad_steps.total), **self._networks(logs)}
+        self._preparing = 0.0
         if self._sees():
-            try:
+            with self._may_fail():
                 values |= self._drawn()
-            except PoiesisError as error:
-                self._blind = True
-                engine.say(f"no health of samples: {error}")
         values = processes.agree(values)
         self.nulls = processes.agree(self.nulls)
         check = Check(step=engine.step, since=engine.step_in_stage(), values=values)
@@ -238,12 +240,22 @@ class Health:
         found = alarms.judge(self.checks, self.nulls)
         if engine.config.rollback and not alarms.wrong(self.checks, self.nulls):
             engine.save("healthy")
-        (self.cost,) = processes.largest(time.monotonic() - began)
-        self.spent += self.cost
+        spent, once = processes.largest(time.monotonic() - began, self._preparing)
+        self.spent += spent
+        self.cost = spent - once
         self._write(check, found)
         for alarm in found:
-            engine.say(f"step {engine.step}: {alarm.sentence}")
+            engine.say(alarm.sentence)
         return bool(found) and engine.attempt < engine.config.rollback and self._go_back()
+
+    @contextlib.contextmanager
+    def _may_fail(self) -> Iterator[None]:
+        """Go without samples where they can't be drawn or compared, and say so once."""
+        try:
+            yield
+        except PoiesisError as error:
+            self._blind = True
+            self.engine.say(f"no health of samples: {error}")
 
     def _write(self, check: Check, found: list[Alarm]) -> None:
         """Log a check, and keep its step and its alarms in the run before anything follows."""
@@ -265,7 +277,10 @@ class Health:
         if found:
             back = engine.attempt < engine.config.rollback
             about = {"attempt": engine.attempt, "sent_back": back}
-            lines = [{**dataclasses.asdict(alarm), **about} for alarm in found]
+            lines = [
+                {**dataclasses.asdict(alarm), "sentence": alarm.sentence, **about}
+                for alarm in found
+            ]
             run.write_alarms([*run.alarms(), *lines])
 
     def _go_back(self) -> bool:
@@ -302,6 +317,13 @@ class Health:
             self._features = features_of(engine.data, engine.device) or ()
         return bool(self._features)
 
+    def _draw(self, n: int) -> tuple[Tensor, Tensor | None]:
+        """Draw as `_sample` does, from the averaged weights."""
+        with self.engine.average.applied(), whole_networks(self.engine.sharded):
+            drawn = self._sample(n)
+        self.engine.model.train()
+        return drawn
+
     def _sample(self, n: int) -> tuple[Tensor, Tensor | None]:
         """Return this process's part of n samples in the model's view, and their conditions."""
         engine, model = self.engine, self.engine.model
@@ -318,7 +340,6 @@ class Health:
             beyond - first,
             seed=mix("health", engine.seed, engine.step),
             condition=condition,
-            batch_size=min(128, engine.batch_size(engine.stages[-1])),
             first=first,
             precision=engine.config.precision,
         )
@@ -338,6 +359,7 @@ class Health:
 
         def compare() -> dict[str, float]:
             if self._reference is None:
+                began = time.monotonic()
                 self._reference = monitors.Reference(
                     data,
                     self._features[1],
@@ -346,6 +368,7 @@ class Health:
                     seed=engine.seed,
                 )
                 self.nulls = self._reference.nulls
+                self._preparing = time.monotonic() - began
             return self._reference.compare(native)
 
         return {**processes.by_main(compare), **values}

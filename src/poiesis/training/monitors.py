@@ -45,6 +45,9 @@ _PER_BIN = 5
 """Generated samples expected in a bin, below which the z-test is no good."""
 _CLOSE = 1e-3
 """Share of the pairs of real samples that counts as close: a close pair is a duplicate."""
+_SCALE = 0.5
+"""Bandwidth of the kernel over the median distance of real samples: fine enough to tell modes
+apart, coarse enough not to see how sharp each of them is."""
 _DIRECTION = 4096
 _ITERATIONS = 8
 _MATRICES = (nn.Linear, nn.modules.conv._ConvNd)
@@ -90,10 +93,10 @@ class Reference:
         self._radii = {k: neighbour_radii(self._real, k) for k in (_BALLS, _NEIGHBOURS)}
         self._centres = fit_bins(self._real, max(2, min(100, self.samples // _PER_BIN)), seed=seed)
         self._counts = bin_counts(self._centres, self._real)
-        # The scale of the kernel, where cosines of few columns would tell nothing apart.
-        few = real.shape[1] < 8
-        self._bandwidth = float(self._radii[_BALLS].median()) ** 0.5 * 4 if few else None
-        self._close = duplicate_threshold(values[: self.samples], _CLOSE)
+        some = self.samples
+        self._bandwidth = _SCALE * duplicate_threshold(real[:some], 0.5)
+        self._value_bandwidth = _SCALE * duplicate_threshold(values[:some], 0.5)
+        self._close = duplicate_threshold(values[:some], _CLOSE)
         self.nulls = nulls or self._nulls(real[own:], values[own:], seed)
 
     def _nulls(self, features: Tensor, values: Tensor, seed: int) -> dict[str, Null]:
@@ -121,8 +124,9 @@ class Reference:
             "recall": float((reached > 0).double().mean()),
             "coverage": float((held > 0).double().mean()),
             "ndb": bins.different,
-            "rare": bins.rare,
+            "lost": bins.lost,
             "vendi": vendi(features, bandwidth=self._bandwidth),
+            "variety": vendi(values, bandwidth=self._value_bandwidth),
             # Without a close pair the support is at least what one would tell of.
             "support": min(support, math.comb(len(values), 2)),
         }
