@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 RESULTS ?= benchmarks/results
 
 .PHONY: setup demo test test-all parity lint format clean
-.PHONY: bench-speed bench-precision bench-quality bench-autoencoders bench-gans
+.PHONY: bench-speed bench-precision bench-quality bench-autoencoders bench-gans bench-diffusion
 
 setup: $(STAMP)
 
@@ -64,6 +64,10 @@ bench-autoencoders: setup parity
 bench-gans: setup
 	$(BIN)/python benchmarks/gans.py --out $(RESULTS)
 	$(BIN)/python benchmarks/toys.py --out $(RESULTS)
+
+bench-diffusion: setup
+	$(BIN)/python benchmarks/diffusion.py --out $(RESULTS)
+	$(BIN)/python benchmarks/text_to_image.py --out $(RESULTS)
 
 format: setup
 	@$(BIN)/ruff format .
