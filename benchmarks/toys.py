@@ -8,9 +8,9 @@ grid: each model learns the 25 Gaussians; 10,000 samples are counted as VEEGAN a
 `poiesis.metrics.modes`. To reach: 25 of 25 modes and 95% of high quality (true samples: 98.9%).
 
 ring: the plain GAN learns the 8 Gaussians from 20 seeds. Whether a run collapsed is settled without
-the monitors, by counting modes at checkpoints over the whole run: it did if at one of them in the
-second half fewer than 80% of the modes had a tenth of their fair share of samples. The alarm of
-the training's monitors must have fired in these runs, and in no other.
+the monitors, by counting modes at 20 checkpoints: it did if at two of them in a row, from step 500
+on, at most half of the modes had a tenth of their fair share of samples. An alarm of collapse or
+of missing modes must have been raised in these runs, and in no other.
 
 A model that this version doesn't list is left out, with a word. What is done is not done again.
 """
@@ -18,6 +18,7 @@ A model that this version doesn't list is left out, with a word. What is done is
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import sys
@@ -40,10 +41,13 @@ SAMPLES = 10_000
 MODES, QUALITY = 25, 0.95
 """To reach on the grid."""
 CHECKPOINTS = 20
-ALARMS = "alarms.jsonl"
-"""File of a run in which the training's monitors note what they saw, a line each."""
-FAIR, LEAST = 0.1, 0.8
-"""A mode lives if it has this share of what is fair; a run has collapsed if fewer of them do."""
+WATCHED, ALARMS = "health.json", "alarms.jsonl"
+"""Files of a run: what the training's monitors go by, and what they noted, a line each."""
+COLLAPSE = ("collapse", "missing modes")
+"""Alarms that are about lost variety."""
+FAIR, HALF, GRACE = 0.1, 0.5, 500
+"""A mode lives if it has this share of what is fair; a run has collapsed if no more than half of
+them do. Before step 500 a generator need not have spread yet."""
 
 
 def train(
@@ -110,17 +114,17 @@ def living(counts: np.ndarray) -> int:
     return int((counts >= FAIR * counts.sum() / len(counts)).sum()) if counts.sum() else 0
 
 
-def collapsed(modes: list[int], of: int) -> bool:
-    """Return whether living modes, at checkpoints over a run, say that it collapsed."""
-    return min(modes[len(modes) // 2 :]) < LEAST * of
+def collapsed(steps: list[int], modes: list[int], of: int) -> bool:
+    """Return whether the living modes at some steps say that a run collapsed."""
+    few = [m <= HALF * of for s, m in zip(steps, modes, strict=True) if s >= GRACE]
+    return any(a and b for a, b in itertools.pairwise(few))
 
 
 def alarms(run: Run) -> list[dict[str, Any]] | None:
-    """Return the alarms that training raised; None where it had no monitors to raise any."""
-    file = run.path / ALARMS
-    if not file.exists():
+    """Return the alarms about lost variety; None where it had no monitors to raise any."""
+    if not (run.path / WATCHED).exists():
         return None
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [line for line in read(run.path / ALARMS) if line["name"] in COLLAPSE]
 
 
 def run_ring(model: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -136,7 +140,7 @@ def run_ring(model: str, seed: int, arguments: argparse.Namespace) -> dict[str, 
         "checkpoints": steps,
         "modes": modes,
         "high_quality": [round(found.high_quality.value, 4) for found in counts],
-        "collapsed": collapsed(modes, len(TOYS["ring"].shapes)),
+        "collapsed": collapsed(steps, modes, len(TOYS["ring"].shapes)),
         "alarms": raised,
     }
 
@@ -177,6 +181,12 @@ def grid_table(done: dict[tuple[str, int], dict[str, Any]]) -> list[str]:
     return lines
 
 
+def fewest(record: dict[str, Any]) -> int:
+    """Return the fewest living modes at a checkpoint from step 500 on."""
+    pairs = zip(record["checkpoints"], record["modes"], strict=True)
+    return min((m for s, m in pairs if s >= GRACE), default=record["modes"][-1])
+
+
 def ring_table(done: dict[tuple[str, int], dict[str, Any]]) -> list[str]:
     """Return the lines of the ring's table: collapses against alarms, run by run."""
     lines = [
@@ -184,7 +194,7 @@ def ring_table(done: dict[tuple[str, int], dict[str, Any]]) -> list[str]:
         "",
         "To reach: an alarm in the runs that collapse, and in those alone.",
         "",
-        "| model | seed | steps | fewest modes, half 2 | modes at the end | collapsed | alarm |",
+        "| model | seed | steps | fewest modes | modes at the end | collapsed | alarm |",
         "|---|---|---|---|---|---|---|",
     ]
     table = {(c, a): 0 for c in (True, False) for a in (True, False)}
@@ -196,10 +206,10 @@ def ring_table(done: dict[tuple[str, int], dict[str, Any]]) -> list[str]:
             unwatched += 1
         else:
             table[r["collapsed"], bool(raised)] += 1
-            first = f"from step {raised[0].get('step', 0):,}" if raised else "none"
-            alarm = f"{first}" if bool(raised) == r["collapsed"] else f"**{first}**"
+            first = f"from step {raised[0]['since']:,}" if raised else "none"
+            alarm = first if bool(raised) == r["collapsed"] else f"**{first}**"
         lines.append(
-            f"| {model} | {seed} | {r['steps']:,} | {min(modes[len(modes) // 2 :])} | {modes[-1]} "
+            f"| {model} | {seed} | {r['steps']:,} | {fewest(r)} | {modes[-1]} "
             f"| {'yes' if r['collapsed'] else 'no'} | {alarm} |"
         )
     fell = sum(r["collapsed"] for r in done.values())
