@@ -30,7 +30,7 @@ def test_data_tells_words_captions_and_what_is_held_out(tmp_path, poiesis):
     assert "held out of training: a yellow triangle" in out
     assert Image.open(tmp_path / "a.png").width > 8 * 32
     told = json.loads(poiesis("data", "shapes", "--json")[1])
-    assert told["classes"] is None and len(told["captions"]["words"]) == 19
+    assert told["classes"] is None and len(told["captions"]["words"]) == 18
 
 
 def test_a_prompt_is_drawn_recorded_and_reproduced(shapes_run, tmp_path, poiesis):
