@@ -28,7 +28,8 @@ def test_data_tells_words_captions_and_what_is_held_out(tmp_path, poiesis):
     assert "grid 3x32x32" in out and "captions of up to 10 words, such as:" in out
     assert "words: a, above, below, black, blue" in out
     assert "held out of training: a yellow triangle" in out
-    assert Image.open(tmp_path / "a.png").width > 8 * 32
+    with Image.open(tmp_path / "a.png") as preview:
+        assert preview.width > 8 * 32
     told = json.loads(poiesis("data", "shapes", "--json")[1])
     assert told["classes"] is None and len(told["captions"]["words"]) == 18
 
@@ -38,7 +39,8 @@ def test_a_prompt_is_drawn_recorded_and_reproduced(shapes_run, tmp_path, poiesis
     prompt = "a red circle left of a blue square"
     assert poiesis(*how, "--prompt", prompt, "-o", tmp_path / "a")[0] == 0
     one = tmp_path / "a" / "00001.png"
-    assert Image.open(one).size == (32, 32)
+    with Image.open(one) as picture:
+        assert picture.size == (32, 32)
     recipe = read_recipe(one)
     assert recipe["prompt"] == recipe["caption"] == prompt
     assert poiesis("reproduce", one, "-o", tmp_path / "b.png")[0] == 0

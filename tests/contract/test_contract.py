@@ -762,8 +762,8 @@ def test_every_declared_capability_works(case):
         # The part of it that the latent space consists of is enough.
         parts = latent_parts(model.encode(x, y))
         torch.testing.assert_close(model.decode(parts.get("z", parts), y), whole)
-    if "prior" in able:
-        z = model.prior(Noise(3, range(b)))
+    if "draw_latent" in able:
+        z = model.draw_latent(Noise(3, range(b)))
         assert z.shape[0] == b and 0.5 < float(z.std()) < 1.5
         drawn = model.sample(b, seed=3, condition=y, precision="fp32")
         torch.testing.assert_close(model.decode(z, y), drawn)

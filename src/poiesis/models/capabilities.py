@@ -31,7 +31,7 @@ __all__ = [
     "LevelCdf",
     "LogProb",
     "LogProbability",
-    "Prior",
+    "DrawLatent",
     "Reconstruct",
     "of",
     "require",
@@ -84,10 +84,10 @@ class Decode(Protocol):
 
 
 @runtime_checkable
-class Prior(Protocol):
+class DrawLatent(Protocol):
     """Latents that samples are made of, for a model that decodes but does not encode."""
 
-    def prior(self, noise: Noise) -> Tensor:
+    def draw_latent(self, noise: Noise) -> Tensor:
         """Return the latents (n, z), standard normal, that `decode` makes these samples of."""
         ...
 
@@ -217,7 +217,7 @@ class Discriminate(Protocol):
 CAPABILITIES: dict[str, type] = {
     "encode": Encode,
     "decode": Decode,
-    "prior": Prior,
+    "draw_latent": DrawLatent,
     "reconstruct": Reconstruct,
     "log_prob": LogProbability,
     "conditionals": Conditionals,

@@ -393,7 +393,7 @@ class Adversarial(GenerativeModel):
 
     def _latent(self, noise: Noise, options: Any) -> Tensor:
         if options.truncation is None:
-            z = self.prior(noise)
+            z = self.draw_latent(noise)
         else:
             below = torch.special.ndtr(torch.tensor(-options.truncation, dtype=torch.float64))
             share = below + (1 - 2 * below) * noise.rand(self.config.latent_dim).double()
@@ -407,7 +407,7 @@ class Adversarial(GenerativeModel):
             logit = logit - noise.rand().clamp(min=1e-30).log().neg().log()
         return logit
 
-    def prior(self, noise: Noise) -> Tensor:
+    def draw_latent(self, noise: Noise) -> Tensor:
         """Return standard normal z (n, z)."""
         return noise.randn(self.config.latent_dim)
 
