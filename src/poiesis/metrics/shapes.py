@@ -83,7 +83,8 @@ def read_shapes(image: Tensor) -> tuple[list[SeenShape], float]:
         parts, count = labelled
         for part in range(1, count + 1):
             inside = parts == part
-            edge = ndimage.binary_dilation(inside, np.ones((3, 3))) & ~painted
+            around: Any = ndimage.binary_dilation(inside, np.ones((3, 3)))
+            edge = around & ~painted
             share = torch.from_numpy(shares[..., number].clip(0, 1) * (inside | edge))
             if float(share.sum()) < _LEAST_AREA:
                 other += float(share.sum())

@@ -182,7 +182,7 @@ class Health:
         if self.every is None:
             return False
         engine = self.engine
-        if self.every != "auto":
+        if isinstance(self.every, int):
             return engine.step % self.every == 0
         looks = self.looks.get(str(engine.attempt), [0])
         if engine.step <= looks[-1]:
@@ -367,7 +367,7 @@ class Health:
                     nulls=self.nulls,
                     seed=engine.seed,
                 )
-                self.nulls = self._reference.nulls
+                self.nulls = dict(self._reference.nulls)
                 self._preparing = time.monotonic() - began
             return self._reference.compare(native)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -210,7 +210,7 @@ def ada(
     holes = next(u) < p * cutout
 
     still = torch.eye(2, 3, device=device)
-    changes: tuple[tuple[Tensor, Callable[..., Tensor], tuple[Tensor, ...]], ...] = (
+    changes: tuple[tuple[Tensor, Any, tuple[Tensor, ...]], ...] = (
         ((blitting != still).any(2).any(1), blit, (blitting,)),
         ((warping != still).any(2).any(1), warp, (warping,)),
         ((matrix != one).any(2).any(1) | (offset != 0).any(1), recolour, (matrix, offset)),

@@ -232,9 +232,10 @@ class R3GAN(Adversarial):
             score = score.detach().requires_grad_()
             real, fake = score.chunk(2)
             values = self._game(real, fake)
-            (kinks.share,) = torch.autograd.grad(values.sum(), score)
+            (slope_of_score,) = torch.autograd.grad(values.sum(), score)
+            kinks.share = slope_of_score
             weight = self.penalty_weight()
-            share = kinks.share.view(-1, *[1] * (x.dim() - 1))
+            share = slope_of_score.view(-1, *[1] * (x.dim() - 1))
             mixed = share * x.detach() + weight * slope
             again = self.discriminator(change(mixed, kinks.share), label, kinks)
         squares = slope.flatten(1).square().sum(1)
