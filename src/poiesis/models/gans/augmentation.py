@@ -210,7 +210,7 @@ def ada(
     holes = next(u) < p * cutout
 
     still = torch.eye(2, 3, device=device)
-    changes: tuple[tuple[Tensor, Any, tuple[Tensor, ...]], ...] = (
+    changes: Any = (
         ((blitting != still).any(2).any(1), blit, (blitting,)),
         ((warping != still).any(2).any(1), warp, (warping,)),
         ((matrix != one).any(2).any(1) | (offset != 0).any(1), recolour, (matrix, offset)),
