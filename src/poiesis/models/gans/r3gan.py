@@ -247,11 +247,11 @@ class R3GAN(Adversarial):
             score = score.detach().requires_grad_()
             real, fake = score.chunk(2)
             values = self._game(real, fake)
-            (kinks.share,) = torch.autograd.grad(values.sum(), score)
+            (share,) = torch.autograd.grad(values.sum(), score)
             weight = self.penalty_weight()
-            share = kinks.share.view(-1, *[1] * (x.dim() - 1))
-            mixed = share * x.detach() + weight * slope
-            again = self.discriminator(change(mixed, kinks.share), label, kinks)
+            mixed = share.view(-1, *[1] * (x.dim() - 1)) * x.detach() + weight * slope
+            kinks.share = share
+            again = self.discriminator(change(mixed, share), label, kinks)
         squares = slope.flatten(1).square().sum(1)
         penalty = weight / 2 * torch.stack(squares.chunk(2)).sum(0)
         # The value of the loss, with the gradient of that last pass.
