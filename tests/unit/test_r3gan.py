@@ -62,7 +62,7 @@ def test_cifar10_has_the_size_and_recipe_of_the_official_code():
 
 
 def test_rate_and_memory_follow_a_cosine():
-    model = make(POINTS, generator_lr=2e-4)
+    model = make(POINTS, generator_lr=2e-4, beta1=0.0, final_lr=0.25)
     declared = model.optimizers()["generator"]
     optimizer = optim.build(model, declared)
     for step, lr, beta2 in ((0, 2e-4, 0.9), (50, 1.25e-4, 0.945), (100, 5e-5, 0.99)):

@@ -214,7 +214,7 @@ def ada(
         ((blitting != still).any(2).any(1), blit, (blitting,)),
         ((warping != still).any(2).any(1), warp, (warping,)),
         ((matrix != one).any(2).any(1) | (offset != 0).any(1), recolour, (matrix, offset)),
-        (holes, functools.partial(cut, size=hole), (corner,)),
+        (holes, lambda x, at: cut(x, at, hole), (corner,)),
     )
     # Only images that change cost something.
     steps = [(rows.nonzero().flatten(), change, numbers) for rows, change, numbers in changes]
