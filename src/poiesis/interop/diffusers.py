@@ -321,6 +321,11 @@ def write(trained: Trained) -> tuple[dict[str, bytes], list[str]]:
             f"{trained.data_spec}"
         )
     config: DDPM.Config = model.config
+    if not (model.condition is None or isinstance(model.condition, Classes)):
+        raise CapabilityError(
+            f"a diffusers folder holds networks of classes, not of "
+            f"{type(model.condition).__name__.lower()}"
+        )
     if config.multipliers[0] != 1:
         raise CapabilityError(
             f"a diffusers folder holds networks whose first multiplier is 1, not "
