@@ -326,6 +326,20 @@ CASES = {
         learns="discriminator",
         expected_failures=NO_OFFSET,
     ),
+    "wgan-gp, residual, by class": Case(
+        name="wgan-gp",
+        options={
+            "network": "residual",
+            "widths": (16, 16),
+            "latent_dim": 8,
+            "conditional": True,
+            "batch_size": 16,
+            "critic_steps": 1,
+            "discriminator_lr": 1e-3,
+        },
+        learns="discriminator",
+        expected_failures=NO_OFFSET,
+    ),
     "wgan-gp, vectors, by class": Case(
         name="wgan-gp",
         options={"widths": (16, 16), "latent_dim": 2, "conditional": True},
