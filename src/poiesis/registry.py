@@ -174,6 +174,27 @@ MODELS: dict[str, Entry] = {
             summary="Wasserstein GAN with gradient penalty: steady training, all modes",
         ),
         Entry(
+            name="sngan",
+            target="poiesis.models.gans.sngan:SNGAN",
+            family="gans",
+            accepts=("image",),
+            summary="residual GAN with spectral norm: steady training, varied images",
+        ),
+        Entry(
+            name="sagan",
+            target="poiesis.models.gans.sagan:SAGAN",
+            family="gans",
+            accepts=("image",),
+            summary="residual GAN with self-attention: parts of an image that fit each other",
+        ),
+        Entry(
+            name="biggan",
+            target="poiesis.models.gans.biggan:BigGAN",
+            family="gans",
+            accepts=("image",),
+            summary="wide residual GAN by class, with truncation",
+        ),
+        Entry(
             name="r3gan",
             target="poiesis.models.gans.r3gan:R3GAN",
             family="gans",

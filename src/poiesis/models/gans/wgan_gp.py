@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from poiesis.models.base import preset
+from poiesis.models.gans.padding import padded_size
 from poiesis.models.gans.wgan import WGAN
-from poiesis.spec import Spec
+from poiesis.spec import Spec, Vector
 
 __all__ = ["WGANGP"]
 
@@ -40,6 +41,15 @@ class WGANGP(WGAN):
         beta1: float = 0.0
         beta2: float = 0.9
         decay: bool = True
+
+    @preset
+    @classmethod
+    def paper(cls, spec: Spec) -> Any:
+        """Residual networks of 256 and 128 channels, as for CIFAR-10; dense ones for vectors."""
+        if isinstance(spec, Vector):
+            return cls.Config(network="mlp", widths=(512, 512, 512, 512))
+        size = padded_size(spec, f"a {cls.__name__}")
+        return cls.Config(network="residual", widths=(256,) * (size.bit_length() - 2))
 
     @preset
     @classmethod
