@@ -380,3 +380,11 @@ def test_penalties_go_through_augmentation(penalty, augment):
 def test_only_images_are_augmented():
     with pytest.raises(ConfigError, match="augment = ada changes images, not"):
         make(GAN, Vector(features=2))
+
+
+def test_a_loss_without_a_line_between_single_samples_needs_both_kinds_at_once():
+    model = make(DCGAN, Grid(channels=1, size=(8, 8)), widths=(8,), loss="hinge")
+    assert model.stages()
+    changes = {"widths": (8,), "loss": "wasserstein", "separate_steps": True}
+    with pytest.raises(ConfigError, match="use augment = diffaugment"):
+        make(DCGAN, Grid(channels=1, size=(8, 8)), **changes).stages()

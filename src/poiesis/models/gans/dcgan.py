@@ -169,6 +169,11 @@ class DCGAN(Adversarial):
             return [stage]
         if self.adversarial.paired:
             raise ConfigError(f"separate_steps needs a loss of single samples: {self.config.loss}")
+        if self.adaptation is not None and self.adversarial.boundary is None:
+            raise ConfigError(
+                f"augment = ada can't adapt to loss = {self.config.loss} in separate_steps: real "
+                "scores alone don't show its line; use augment = diffaugment or another loss"
+            )
         own = ("discriminator",)
         phases = (
             Phase(name="real", loss=self.real_loss, step=own),

@@ -134,8 +134,8 @@ class R3GAN(Adversarial):
             group=32,
             generator_lr=5e-4,
             discriminator_lr=5e-4,
-            penalty_weight=0.5,
-            final_penalty_weight=0.05,
+            penalty_weight=1.0,
+            final_penalty_weight=0.1,
             augment_images=50_000,
             **common,
         )
