@@ -11,7 +11,7 @@ from PIL import Image
 
 __all__ = ["Field", "plane"]
 
-_SIDE, _LEFT, _BOTTOM, _TOP, _GAP, _SCALE = 3.4, 0.55, 0.45, 0.3, 0.2, 0.6
+_SIDE, _LEFT, _BOTTOM, _TOP, _GAP, _SCALE = 3.4, 0.55, 0.45, 0.3, 0.2, 0.65
 """Inches: of a panel, beside, below, above and between them, and of a map's scale."""
 _INK, _POINTS, _DATA = "#3a4552", "#d9480f", "#7fb2e0"
 _RESOLUTION = 128
