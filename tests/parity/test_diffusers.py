@@ -30,6 +30,9 @@ with warnings.catch_warnings():
         UniPCMultistepScheduler,
     )
 
+# The peer's own, of how it makes arrays of tensors.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 TINY: dict[str, Any] = {
     "sample_size": 8,
     "block_out_channels": (32, 64),
