@@ -43,7 +43,7 @@ def test_a_run_goes_out_and_comes_back_and_is_used(poiesis, refused, ddpm_run, t
     quick = ["-n", "16", "--likelihood-rows", "4", "--likelihood-samples", "2", "--quiet"]
     code, out, err = poiesis("evaluate", run, *quick)
     assert code == 0 and "fid" in out, err
-    assert poiesis("report", run, "--quiet")[0] in (0, 2)
+    assert poiesis("report", run)[0] == 0
     # It has no training to go on with, but its weights are a start.
     assert "can't be resumed; start a new run from its weights" in refused("train", "--resume", run)
     tuned = ["--init", run, "--data", "digits", "--out", tmp_path / "tuned"]
