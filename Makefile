@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 RESULTS ?= benchmarks/results
 
 .PHONY: setup demo test test-all parity lint format clean
-.PHONY: bench-speed bench-precision bench-quality bench-autoencoders
+.PHONY: bench-speed bench-precision bench-quality bench-autoencoders bench-gans bench-diffusion
 
 setup: $(STAMP)
 
@@ -60,6 +60,14 @@ bench-autoencoders: setup parity
 	$(BIN)/python benchmarks/compression.py --out $(RESULTS)
 	$(BIN)/python benchmarks/denoising.py --out $(RESULTS)
 	OMP_NUM_THREADS=2 .peers/bin/python benchmarks/speed.py --only vae --rounds 3 --out $(RESULTS)/speed-autoencoders.jsonl
+
+bench-gans: setup
+	$(BIN)/python benchmarks/gans.py --out $(RESULTS)
+	$(BIN)/python benchmarks/toys.py --out $(RESULTS)
+
+bench-diffusion: setup
+	$(BIN)/python benchmarks/diffusion.py --out $(RESULTS)
+	$(BIN)/python benchmarks/text_to_image.py --out $(RESULTS)
 
 format: setup
 	@$(BIN)/ruff format .

@@ -50,7 +50,7 @@ from poiesis.rng import Noise
 SIGMA = 0.5
 TUNED_ON = 200
 GAIN = 3.0
-"""dB above the best filter of single images, to reach."""
+"""dB above non-local means, to reach."""
 COLUMNS = 12
 
 Images = np.ndarray
@@ -178,10 +178,17 @@ def run_row(row: Row, out: Path, folder: Path, scale: float, steps: int | None) 
     )
 
 
+def means(value: Values) -> float:
+    """Return the PSNR of non-local means, of whichever kind of noise suits them better."""
+    return max(value[f"psnr non-local means, {kind}"] for kind in KINDS)
+
+
 def describe(row: Row, value: Values) -> str:
     """Return the result in words."""
-    gain = value["psnr"] - value["best"]
-    return f"**{value['psnr']:.2f}** dB, {gain:+.2f} dB to the best filter of single images"
+    return (
+        f"**{value['psnr']:.2f}** dB: {value['psnr'] - means(value):+.2f} to non-local means, "
+        f"{value['psnr'] - value['best']:+.2f} to the best filter of single images"
+    )
 
 
 def table(records: Records) -> str:
@@ -232,8 +239,8 @@ ROWS = [
         data="fashion-mnist",
         changes={"noise": "gaussian", "level": SIGMA},
         minutes=4,
-        gate=f"≥ {GAIN:g} dB above the best filter of single images",
-        reached=lambda own, others: own["psnr"] >= own["best"] + GAIN,
+        gate=f"≥ {GAIN:g} dB above non-local means",
+        reached=lambda own, others: own["psnr"] >= means(own) + GAIN,
     )
 ]
 BENCH = Bench(stem="denoising", rows=ROWS, run=run_row, describe=describe, table=table)

@@ -106,7 +106,7 @@ def test_vae_has_the_loss_the_kl_and_the_gradients():
     peer = with_noise(peer_of(model, PeerVAE, config_of(VAEConfig)), make_batch().randn(LATENT))
     found = peer({"data": batch.x})
     loss, logs = model.loss(batch, 0)
-    assert float(found.reg_loss) > 1
+    assert float(found.reg_loss.detach()) > 1
     torch.testing.assert_close(logs["kl"].mean(), found.reg_loss, rtol=1e-5, atol=0)
     torch.testing.assert_close(logs["reconstruction"].mean(), found.recon_loss, rtol=1e-5, atol=0)
     torch.testing.assert_close(loss.mean(), found.loss, rtol=1e-5, atol=0)
@@ -165,7 +165,7 @@ def test_vq_vae_has_the_codes_and_the_gradients():
         commitment_loss_factor=config.commitment,
     )
     peer = PeerVQVAE(options, encoder=Outputs(), decoder=Pictures()).eval()
-    vectors = model.outputs(x).flatten(0, 1).detach()[::ROWS][:24]
+    vectors = model.outputs(x).flatten(0, 1).detach()[::10][:24]
     model.codebook.vectors.copy_(vectors)
     peer.quantizer.embeddings.copy_(vectors)
     found = peer({"data": x})

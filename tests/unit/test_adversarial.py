@@ -262,9 +262,10 @@ def test_penalties_belong_to_the_loss(penalty):
     game = d(fake, None) - d(x, None)
     torch.testing.assert_close(loss, game + expected)
     torch.testing.assert_close(logs["penalty"], expected)
-    lazy = make(WGANGP, POINTS, penalty=penalty, penalty_weight=3.0, penalty_every=4)
+    lazily = {"penalty_every": 4, "critic_steps": 2}
+    lazy = make(WGANGP, POINTS, penalty=penalty, penalty_weight=3.0, **lazily)
     values, _ = lazy.penalty_loss(make_batch(x), 0)
-    torch.testing.assert_close(values, 4 * expected)
+    torch.testing.assert_close(values, 8 * expected)
     phases = {phase.name: phase for phase in lazy.stages()[0].phases}
     assert list(phases) == ["discriminator", "penalty", "generator"]
     assert (phases["penalty"].every, phases["penalty"].step) == (4, ("discriminator",))
@@ -281,7 +282,7 @@ def test_penalties_work_under_autocast_and_without_autograd():
     assert loss.dtype == torch.float32
     loss.mean().backward()
     assert all(p.grad.isfinite().all() for n, p in model.discriminator.named_parameters())
-    torch.testing.assert_close(loss, exact, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(loss, exact, rtol=0.05, atol=0.05)
     with torch.no_grad():
         again, _ = model.discriminator_loss(make_batch(x), 0)
     torch.testing.assert_close(again, exact)
@@ -347,6 +348,16 @@ def test_critic_steps_decay_and_rates_are_declared():
         assert (optim.kind, optim.betas, optim.schedule.kind) == ("adam", (0.0, 0.9), "linear")
     assert model.config.penalty_weight == 10
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.discriminator.modules())
+    # Three blocks of 256 channels up, four of 128 down, with a mean of the last maps.
+    assert len(model.generator.blocks) == 3 and len(model.discriminator.blocks) == 4
+    down = [*(9 * a * b + b for a, b in ((3, 128), *[(128, 128)] * 7)), 3 * 128 + 128, 128**2 + 128]
+    assert count(model.discriminator) == sum(down) + 128 + 1
+    x = data(model, 2)
+    twice = model.discriminator.pool, model.discriminate(x)
+    model.discriminator.pool = "sum"
+    assert twice[0] == "mean"
+    bias = model.discriminator.output.bias
+    torch.testing.assert_close(model.discriminate(x) - bias, (twice[1] - bias) * 64)
 
 
 def test_wgan_clips_and_logs_the_distance_with_its_sign():
@@ -504,6 +515,7 @@ def test_candidates_are_the_best_where_logits_are_no_ratios():
         (GAN, {"penalty_every": 0}, POINTS, "penalty_every = 0"),
         (WGAN, {"widths": ()}, DIGITS, "1 to 16"),
         (WGAN, {"network": "convolutional"}, POINTS, "use mlp"),
+        (WGAN, {"network": "residual"}, COLOUR, "3 values; images of 32 px need 4"),
         (CGAN, {}, POINTS, "needs data with classes"),
         (DCGAN, {"separate_steps": True, "critic_steps": 2}, DIGITS, "one critic step"),
         (DCGAN, {"separate_steps": True, "penalty": "r1"}, DIGITS, "penalty = r1"),

@@ -145,12 +145,13 @@ def _speed(device: Any) -> float:
 
 
 def _data() -> dict[str, Any]:
-    from poiesis.data.sources import NAMED, find, roots
+    from poiesis.data.sources import BUILT_IN, NAMED, find, roots
 
     places = {name: find(name) for name in NAMED}
     return {
         "POIESIS_DATA": os.environ.get("POIESIS_DATA"),
         "folders": {str(root): root.is_dir() for root in roots()},
+        "built_in": list(BUILT_IN),
         "sets": {name: None if place is None else str(place) for name, place in places.items()},
     }
 
@@ -213,8 +214,8 @@ def _print(found: dict[str, Any]) -> None:
     for folder, there in found["data"]["folders"].items():
         rows.append(("data folder", f"{folder} ({'there' if there else 'not there'})"))
     sets = found["data"]["sets"]
-    here = ", ".join(name for name, place in sets.items() if place)
-    rows.append(("data sets", f"digits, python-stdlib{', ' + here if here else ''}"))
+    here = [name for name, place in sets.items() if place]
+    rows.append(("data sets", ", ".join([*found["data"]["built_in"], *here])))
     rows.append(("not here", ", ".join(n for n, p in sets.items() if not p) or "none"))
     for name, what in found["optional"].items():
         state = "installed" if what["installed"] else f"missing: {what['install']}"

@@ -1,4 +1,4 @@
-"""Batch normalisation over the rows of all processes."""
+"""Batch normalisation: with gains by condition, and over the rows of all processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,28 @@ from torch import Tensor, nn
 
 from poiesis import processes
 
-__all__ = ["SyncedBatchNorm", "synchronise"]
+__all__ = ["ConditionalBatchNorm", "SyncedBatchNorm", "synchronise"]
+
+
+class ConditionalBatchNorm(nn.Module):
+    """Batch normalisation of maps (b, c, h, w) whose gains and biases follow a condition.
+
+    gain, bias: modules from the condition, of any kind, to (b, c). The gain is 1 + gain(condition)
+    (arXiv:1707.00683; so written in arXiv:1809.11096, appendix C).
+    """
+
+    def __init__(self, channels: int, gain: nn.Module, bias: nn.Module) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.gain = gain
+        self.bias = bias
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Return the same shape and type."""
+        gain, bias = 1 + self.gain(condition).float(), self.bias(condition)
+        # Of one type: mixed ones would go through float32 copies of the maps.
+        gain, bias = gain.to(x.dtype)[..., None, None], bias.to(x.dtype)[..., None, None]
+        return torch.addcmul(bias, self.norm(x), gain)
 
 
 class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):

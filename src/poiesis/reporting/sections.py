@@ -17,13 +17,15 @@ from poiesis.config import save_yaml
 from poiesis.data.codecs import AudioCodec, VectorCodec
 from poiesis.data.dataset import DataSet
 from poiesis.errors import ConfigError, DataError
-from poiesis.evaluation.images import default_extractor, draw_reference, match_levels
+from poiesis.evaluation.images import default_extractor, match_levels
 from poiesis.evaluation.passport import Number
 from poiesis.evaluation.protocol import load_evaluation
 from poiesis.evaluation.values import value_features
 from poiesis.metrics.extractors import Extractor
 from poiesis.models import trained as trained_models
+from poiesis.models.pictures import show
 from poiesis.models.trained import Trained
+from poiesis.reporting.health import health_section
 from poiesis.reporting.neighbours import Copying, copying
 from poiesis.reporting.plots import curve, panels
 from poiesis.runs import Run
@@ -38,6 +40,7 @@ NAMES = {
     "fid": "FID",
     "frechet_distance": "Fréchet distance",
     "kid": "KID",
+    "mode_kl": "mode KL",
     "nll": "NLL",
     "bits_per_dim": "bits/dim",
 }
@@ -52,6 +55,10 @@ GLOSSES = {
     "density": "how thick with real ones the samples' places are; about 1 where equal",
     "coverage": "share of real ones with a sample next to them",
     "sampling_speed": "on this machine",
+    "modes_covered": "true modes with a sample within three sigma",
+    "high_quality": "share of samples within three sigma of a true mode or curve",
+    "mode_kl": "divergence, in nats, of the samples' modes from all modes alike",
+    "curve_distance": "mean distance of samples from the true curve",
     "nll": "negative log-likelihood of held-out data",
     "bits_per_dim": "the same, per pixel and channel",
     "nll_per_token": "negative log-likelihood of held-out text",
@@ -94,6 +101,10 @@ class RunSection:
     neighbours_missing: str = ""
     curves: list[str] = field(default_factory=list)
     gradients: list[str] = field(default_factory=list)
+    alarms: list[str] = field(default_factory=list)
+    health: list[str] = field(default_factory=list)
+    networks_health: list[str] = field(default_factory=list)
+    looks: str = ""
     numbers: list[dict[str, str]] = field(default_factory=list)
     classes: list[dict[str, Any]] = field(default_factory=list)
     classes_note: str = ""
@@ -116,18 +127,16 @@ def gather(path: str | Path, *, samples: int = 64, label: str = "") -> RunSectio
         few = codec.suffix == ".png"
         native = trained.sample_native(samples if few else max(samples, codec.shown), seed=0)
         raws = [codec.decode(row) for row in native]
-        behind: dict[str, Any] = {}
+        behind = None
         try:
             data = trained.open_data()
         except DataError as error:
             shown["neighbours_missing"] = str(error)
         else:
             shown |= _compare_with_data(trained, data, native)
-            if isinstance(codec, VectorCodec):
-                rows, _ = data.splits["train"].fetch(torch.arange(len(data.splits["train"])))
-                behind["behind"] = codec.decode(draw_reference(rows, len(raws), 0))
+            behind = data.splits["train"]
         most = codec.shown if isinstance(codec, AudioCodec) else len(raws)
-        shown["grid"] = picture(codec.preview(raws[:most], **behind))
+        shown["grid"] = picture(show(trained.model, codec, raws[:most], behind))
     else:
         shown["texts"] = trained.sample(min(samples, _TEXTS_SHOWN), seed=0)
     evaluation = load_evaluation(run.path)
@@ -135,6 +144,7 @@ def gather(path: str | Path, *, samples: int = 64, label: str = "") -> RunSectio
     drawn = {
         name: curve(name, kinds.get("train", ()), kinds.get("validation", ()))
         for name, kinds in charts.items()
+        if kinds.keys() & {"train", "validation"}
     }
     stored = run.read_json("data.json", {})
     return RunSection(
@@ -157,6 +167,7 @@ def gather(path: str | Path, *, samples: int = 64, label: str = "") -> RunSectio
         config=save_yaml(run.config()),
         environment=save_yaml(run.read_json("env.json", {})),
         skipped=stored.get("skipped") or [],
+        **health_section(run),
         **shown,
     )
 

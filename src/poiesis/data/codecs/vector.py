@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from poiesis.data.codecs.plane import Field, plane
 from poiesis.data.provenance import write_sidecar
 from poiesis.errors import DataError
 from poiesis.spec import Vector
@@ -132,16 +133,28 @@ class VectorCodec:
         *,
         behind: Sequence[np.ndarray] | None = None,
         names: tuple[str, str] = ("samples", "data"),
+        fields: Sequence[Field] = (),
     ) -> Image.Image:
         """Return scatter plots of the first four columns against each other, RGB.
 
-        columns: not used, rows are no tiles. behind: other rows, drawn in grey below; names: what
-        the rows and those behind are called.
+        columns: not used, rows are no tiles. behind: other rows, drawn below; names: what the rows
+        and those behind are called. fields: of two columns, maps to draw beside the points.
         """
-        sets = [(np.stack(raws), "#d9480f", names[0])]
-        if behind is not None:
-            sets.insert(0, (np.stack(behind), "#8a97a6", names[1]))
-        return _scatter(self, sets)
+        points, back = np.stack(raws), None if behind is None else np.stack(behind)
+        limits = [_limits(self, back, i) for i in range(min(_SHOWN, len(self.columns)))]
+        if len(self.columns) == 2:
+            return plane(
+                points,
+                limits=(limits[0], limits[1]),
+                columns=(self.columns[0], self.columns[1]),
+                behind=back,
+                names=names,
+                fields=tuple(fields),
+            )
+        sets = [(points, "#d9480f", names[0])]
+        if back is not None:
+            sets.insert(0, (back, "#8a97a6", names[1]))
+        return _scatter(self, sets, limits)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields, JSON-ready."""
@@ -161,34 +174,34 @@ def _decimals(column: np.ndarray, std: float) -> int:
     return next((d for d in range(most) if (np.round(column, d) == column).all()), most)
 
 
-def _limits(codec: VectorCodec, sets: Sequence[tuple[np.ndarray, str, str]], i: int) -> Any:
-    """Return what of column i is shown: all but the outermost 0.5% of the rows at the back."""
-    column = sets[0][0][:, i]
-    if len(sets) > 1 and len(column) > 1:
-        low, high = np.quantile(column, [0.005, 0.995])
+def _limits(codec: VectorCodec, behind: np.ndarray | None, i: int) -> tuple[float, float]:
+    """Return what of column i is shown: all but the outermost 0.5% of the rows behind."""
+    if behind is not None and len(behind) > 1:
+        low, high = (float(v) for v in np.quantile(behind[:, i], [0.005, 0.995]))
     else:
-        # Without data to compare with: the same at every step of training.
-        low, high = (codec.mean[i] + side * 2.5 * codec.std[i] for side in (-1, 1))
+        # Without data to compare with: the same for all samples.
+        low, high = (codec.mean[i] + side * 2 * codec.std[i] for side in (-1, 1))
     margin = 0.12 * (high - low) or codec.std[i]
     return low - margin, high + margin
 
 
-def _scatter(codec: VectorCodec, sets: Sequence[tuple[np.ndarray, str, str]]) -> Image.Image:
+def _scatter(
+    codec: VectorCodec,
+    sets: Sequence[tuple[np.ndarray, str, str]],
+    limits: Sequence[tuple[float, float]],
+) -> Image.Image:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    d = min(_SHOWN, len(codec.columns))
-    limits = [_limits(codec, sets, i) for i in range(d)]
-    # Two columns need one plot; more a matrix, with histograms on its diagonal.
-    cells = [(0, 0, 0, 1)] if d == 2 else [(r, c, c, r) for r in range(d) for c in range(r + 1)]
-    side = 1 if d == 2 else d
-    size = 4.6 if side == 1 else 2.1 * side
+    d = len(limits)
+    size = 4.6 if d == 1 else 2.1 * d
     figure = Figure(figsize=(size, size), dpi=100, layout="constrained")
-    axes = figure.subplots(side, side, squeeze=False)
+    axes = figure.subplots(d, d, squeeze=False)
     for place in axes.flat:
         place.set_visible(False)
-    for row, column, i, j in cells:
-        place = axes[row, column]
+    # A matrix of plots, with histograms on its diagonal.
+    for j, i in ((row, column) for row in range(d) for column in range(row + 1)):
+        place = axes[j, i]
         place.set_visible(True)
         for values, colour, name in sets:
             x, y = (np.clip(values[:, k], *limits[k]) for k in (i, j))
@@ -202,9 +215,9 @@ def _scatter(codec: VectorCodec, sets: Sequence[tuple[np.ndarray, str, str]]) ->
                 place.set_ylim(*limits[j])
         place.set_xlim(*limits[i])
         place.tick_params(labelsize=7)
-        if row == side - 1:
+        if j == d - 1:
             place.set_xlabel(codec.columns[i][:24], fontsize=8)
-        if column == 0 and i != j:
+        if i == 0 and i != j:
             place.set_ylabel(codec.columns[j][:24], fontsize=8)
     if len(sets) > 1:
         axes[0, 0].legend(fontsize=7, markerscale=2, frameon=False)

@@ -20,7 +20,7 @@ from poiesis.data.sources.splits import Images, MemoryRows, assemble
 from poiesis.errors import DataError, suggest
 from poiesis.files import Table, read_table
 
-__all__ = ["open_table", "rows_of"]
+__all__ = ["fingerprint", "open_table", "rows_of", "standardised"]
 
 _FEWEST = 10
 """Rows from which there is one for each of training, validation and test."""
@@ -104,12 +104,20 @@ def open_table(path: Path, name: str, config: DataConfig) -> DataSet:
         classes,
         steps,
         skipped,
-        {"origin": str(path), "columns": columns, "content": _fingerprint(x)},
+        {"origin": str(path), "columns": columns, "content": fingerprint(x)},
         rows="rows",
         attributes=tuple(attributes),
     )
+    return standardised(found, config, config.label or "")
+
+
+def standardised(found: Images, config: DataConfig, label: str) -> DataSet:
+    """Return the data set of float64 rows as found, by the mean and spread of its training part.
+
+    label: what the column of classes is called in files.
+    """
     data = assemble(found, config)
-    codec = VectorCodec.fit(columns, data.splits["train"].x.numpy(), config.label or "")
+    codec = VectorCodec.fit(found.codec.columns, data.splits["train"].x.numpy(), label)
     for split in data.splits.values():
         split.x = codec.encode(split.x.numpy())
     return dataclasses.replace(data, codec=codec)
@@ -119,7 +127,8 @@ def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _fingerprint(x: np.ndarray) -> str:
+def fingerprint(x: np.ndarray) -> str:
+    """Return the hash of rows of numbers."""
     return hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from poiesis.config import check
 from poiesis.models.autoencoders.autoencoder import Autoencoder
-from poiesis.models.base import Batch, Loss
-from poiesis.spec import Grid, Spec
+from poiesis.models.base import Batch, Loss, preset
+from poiesis.spec import Grid, Spec, Vector
 
 __all__ = ["DenoisingAutoencoder", "Spoiling", "spoil"]
 
@@ -59,6 +60,13 @@ class DenoisingAutoencoder(Autoencoder):
         def __post_init__(self) -> None:
             super().__post_init__()
             check("level", self.level, low=0, high=100 if self.noise == "gaussian" else 1)
+
+    @preset
+    @classmethod
+    def default(cls, spec: Spec) -> Any:
+        """As the autoencoder's; in the plane with less noise, which would hide everything."""
+        config = super().default(spec)
+        return dataclasses.replace(config, level=0.1) if spec == Vector(features=2) else config
 
     def corrupt(self, batch: Batch) -> Tensor:
         """Return the data of a batch, spoilt."""

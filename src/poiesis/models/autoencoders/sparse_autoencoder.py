@@ -13,7 +13,7 @@ from poiesis.config import check
 from poiesis.errors import ConfigError
 from poiesis.models.autoencoders.autoencoder import Autoencoder
 from poiesis.models.base import Batch, Loss, preset
-from poiesis.spec import Spec
+from poiesis.spec import Spec, Vector
 
 __all__ = ["SparseAutoencoder"]
 
@@ -61,7 +61,9 @@ class SparseAutoencoder(Autoencoder):
     @preset
     @classmethod
     def default(cls, spec: Spec) -> Any:
-        """One layer each way and a code of 512 units, 25 of them active."""
+        """One layer each way and a code of 512 units, 25 of them active; in the plane fewer."""
+        if spec == Vector(features=2):
+            return cls.Config(network="mlp", widths=(256, 256), latent_dim=32, active=4)
         return cls.Config(network="linear", widths=(), latent_dim=512)
 
     def constrain(self, code: Tensor) -> Tensor:

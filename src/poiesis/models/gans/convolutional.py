@@ -27,6 +27,7 @@ __all__ = [
     "check_widths",
     "doubling",
     "initialise",
+    "initialise_he",
 ]
 
 
@@ -177,6 +178,14 @@ def initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 1.0, 0.02)
     elif isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, 0.0, 0.02)
+
+
+def initialise_he(module: nn.Module) -> None:
+    """Draw weights that keep the spread of LeakyReLU units (arXiv:1502.01852), biases 0."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.kaiming_normal_(module.weight, a=0.2)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def check_widths(widths: Sequence[int], size: int) -> None:
