@@ -3,7 +3,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 RESULTS ?= benchmarks/results
 
-.PHONY: setup demo test test-all lint format clean bench-speed bench-precision bench-quality
+.PHONY: setup demo test test-all parity lint format clean
+.PHONY: bench-speed bench-precision bench-quality bench-autoencoders bench-gans bench-diffusion
 
 setup: $(STAMP)
 
@@ -38,6 +39,10 @@ lint: setup
 	@.peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "pythae==0.1.2"
 	@touch $@
 
+# Tests against a package that can't be installed beside the toolkit's own.
+parity: .peers/.installed
+	@.peers/bin/python -m pytest tests/parity
+
 bench-speed: setup .peers/.installed
 	OMP_NUM_THREADS=2 .peers/bin/python benchmarks/speed.py --out $(RESULTS)/speed.jsonl
 	$(BIN)/python benchmarks/scaling.py --out $(RESULTS)/scaling.jsonl
@@ -47,6 +52,22 @@ bench-precision: setup
 
 bench-quality: setup
 	$(BIN)/python benchmarks/quality.py --out $(RESULTS)
+
+bench-autoencoders: setup parity
+	$(BIN)/python benchmarks/autoencoders.py --out $(RESULTS)
+	$(BIN)/python benchmarks/oneclass.py --data mnist --out $(RESULTS)
+	$(BIN)/python benchmarks/oneclass.py --data fashion-mnist --out $(RESULTS)
+	$(BIN)/python benchmarks/compression.py --out $(RESULTS)
+	$(BIN)/python benchmarks/denoising.py --out $(RESULTS)
+	OMP_NUM_THREADS=2 .peers/bin/python benchmarks/speed.py --only vae --rounds 3 --out $(RESULTS)/speed-autoencoders.jsonl
+
+bench-gans: setup
+	$(BIN)/python benchmarks/gans.py --out $(RESULTS)
+	$(BIN)/python benchmarks/toys.py --out $(RESULTS)
+
+bench-diffusion: setup
+	$(BIN)/python benchmarks/diffusion.py --out $(RESULTS)
+	$(BIN)/python benchmarks/text_to_image.py --out $(RESULTS)
 
 format: setup
 	@$(BIN)/ruff format .

@@ -3,41 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
-__all__ = ["ROWS", "Row", "Values"]
+from budget import Row, Values, all_of, within
 
-Values = dict[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of the table."""
-
-    name: str
-    what: str
-    model: str
-    """Registry name, or a key of TEXTBOOKS with a "plain " before it."""
-    data: str
-    preset: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    """Options of the data, by the names of `poiesis.data.config`."""
-    changes: dict[str, Any] = field(default_factory=dict)
-    """Options of the model that differ from the preset."""
-    minutes: float | None = None
-    steps: int | None = None
-    score: str = "images"
-    samples: int = 5000
-    seed: int = 0
-    gate: str = ""
-    reached: Callable[[Values, dict[str, Values]], bool | None] = lambda own, others: None
-    """Takes the row's values and those of all finished rows; None: no gate or not known yet."""
-
-    @property
-    def textbook(self) -> str:
-        """Key of the textbook loop, empty for models of ours."""
-        return self.model.removeprefix("plain ") if self.model.startswith("plain ") else ""
+__all__ = ["ROWS"]
 
 
 def better_than(other: str) -> Callable[[Values, dict[str, Values]], bool | None]:
@@ -47,23 +16,6 @@ def better_than(other: str) -> Callable[[Values, dict[str, Values]], bool | None
         return own["fid"] < others[other]["fid"] if other in others else None
 
     return reached
-
-
-def all_of(
-    *conditions: Callable[[Values, dict[str, Values]], bool | None],
-) -> Callable[[Values, dict[str, Values]], bool | None]:
-    """Return a gate of several: False if one is missed, None if one is not known yet."""
-
-    def reached(own: Values, others: dict[str, Values]) -> bool | None:
-        found = [condition(own, others) for condition in conditions]
-        return False if False in found else None if None in found else True
-
-    return reached
-
-
-def within(name: str, low: float = -1e9, high: float = 1e9) -> Callable[..., bool]:
-    """Return a gate: a value between two bounds."""
-    return lambda own, others: low <= own[name] <= high
 
 
 CLASSES = within("smallest_class", low=0.04)

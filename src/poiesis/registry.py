@@ -195,11 +195,53 @@ MODELS: dict[str, Entry] = {
             summary="wide residual GAN by class, with truncation",
         ),
         Entry(
+            name="r3gan",
+            target="poiesis.models.gans.r3gan:R3GAN",
+            family="gans",
+            accepts=("image", "vector"),
+            summary="GAN of paired scores and two penalties: steady, covers the data, sharp",
+        ),
+        Entry(
             name="ddpm",
             target="poiesis.models.diffusion.ddpm:DDPM",
             family="diffusion",
-            accepts=("image",),
+            accepts=("image", "vector"),
             summary="denoising diffusion with a U-Net: best images here, slower to sample",
+        ),
+        Entry(
+            name="edm",
+            target="poiesis.models.diffusion.edm:EDM",
+            family="diffusion",
+            accepts=("image", "vector"),
+            summary="diffusion, preconditioned at every level of noise: fewer steps, better images",
+        ),
+        Entry(
+            name="flow-matching",
+            target="poiesis.models.diffusion.flow_matching:FlowMatching",
+            family="diffusion",
+            accepts=("image", "vector"),
+            summary="straight flows from noise to data: simple, few steps",
+        ),
+        Entry(
+            name="score-sde",
+            target="poiesis.models.diffusion.score_sde:ScoreSDE",
+            family="diffusion",
+            accepts=("image", "vector"),
+            summary="score matching in continuous time: VP, sub-VP and VE noise",
+        ),
+        Entry(
+            name="latent-diffusion",
+            target="poiesis.models.diffusion.latent_diffusion:LatentDiffusion",
+            family="diffusion",
+            accepts=("image",),
+            summary="a flow over an autoencoder's latents: fast at larger images",
+        ),
+        Entry(
+            name="consistency",
+            target="poiesis.models.diffusion.consistency:Consistency",
+            family="diffusion",
+            accepts=("image", "vector"),
+            summary="samples in one or two calls: distilled from a diffusion run, or by itself",
         ),
         Entry(
             name="transformer",
@@ -291,17 +333,27 @@ def _class(path: Path, name: str) -> tuple[ast.ClassDef, ast.Module]:
 
 def _bases(node: ast.ClassDef, module: ast.Module) -> Iterator[tuple[ast.ClassDef, ast.Module]]:
     """Yield the sources of the project's classes that a class is built on, nearest first."""
-    names = {base.id for base in node.bases if isinstance(base, ast.Name)}
+    for base in node.bases:
+        found = _imported(ast.unparse(base), module)
+        if found is not None:
+            yield found
+            yield from _bases(*found)
+
+
+def _imported(name: str, module: ast.Module) -> tuple[ast.ClassDef, ast.Module] | None:
+    """Return the source of a class that a module imports from the project; None for all else."""
     for item in module.body:
         if not isinstance(item, ast.ImportFrom) or not (item.module or "").startswith("poiesis."):
             continue
         for alias in item.names:
-            if (alias.asname or alias.name) in names:
+            if (alias.asname or alias.name) == name:
                 spec = importlib.util.find_spec(item.module or "")
                 if spec is not None and spec.origin is not None:
-                    found = _class(Path(spec.origin), alias.name)
-                    yield found
-                    yield from _bases(*found)
+                    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+                    for node in tree.body:
+                        if isinstance(node, ast.ClassDef) and node.name == alias.name:
+                            return node, tree
+    return None
 
 
 def _options(
@@ -317,8 +369,12 @@ def _options(
     docs = class_field_docs(node)
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-            default = ast.unparse(item.value) if item.value is not None else ""
-            name = item.target.id
-            before = found.get(name) or inherited.get(name) or ("", "")
-            found[name] = (default, docs.get(name, before[1]))
+            name, default = item.target.id, "" if item.value is None else ast.unparse(item.value)
+            inner = _imported(ast.unparse(item.annotation), module)
+            if inner is None:
+                before = found.get(name) or inherited.get(name) or ("", "")
+                found[name] = (default, docs.get(name, before[1]))
+            else:  # a dataclass of further options
+                further = _options(*inner, {})
+                found |= {f"{name}.{key}": value for key, value in further.items()}
     return found

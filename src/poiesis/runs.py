@@ -5,6 +5,8 @@
       data.json        native spec, view, codec, splits  schedule.json  the resolved steps
       metrics.jsonl    one line per interval             samples/      grids over time
       parts/           runs this one was built on        report.html
+      health.json      what is normal, and when we looked  alarms.jsonl  what was not
+      sampling.json    its own sampling options, if any  import.json    where it came from, if so
       checkpoints/     step-XXXXXXXX/ with safetensors, JSON and SHA256 of each; latest, best
 
 A checkpoint is written to a temporary folder beside its place, every file synced to disk, then
@@ -27,7 +29,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,12 +43,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint", "Run", "environment", "sha256", "write_atomic"]
 
-_NAME = re.compile(r"(step|best)-(\d{8,})")
+_NAME = re.compile(r"(step|best|healthy)-(\d{8,})")
 """Name of a checkpoint's folder: its kind and its step."""
-_ASIDE = re.compile(r"\.((?:step|best)-\d{8,})\.old")
+_ASIDE = re.compile(r"\.((?:step|best|healthy)-\d{8,})\.old")
 """Where a checkpoint waits while another of the same name takes its place."""
 
-_KINDS = {"latest": "step", "best": "best"}
+_KINDS = {"latest": "step", "best": "best", "healthy": "healthy"}
 """Pointer → kind of the checkpoints that it points to."""
 
 SHARDS = "shards"
@@ -257,7 +259,21 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl; a last line cut short by a crash is left out."""
-        path = self.path / "metrics.jsonl"
+        return self._lines("metrics.jsonl")
+
+    def alarms(self) -> list[dict[str, Any]]:
+        """Return the lines of alarms.jsonl, oldest first: what went wrong, and since when."""
+        return self._lines("alarms.jsonl")
+
+    def write_alarms(self, alarms: Sequence[Mapping[str, Any]]) -> None:
+        """Write alarms.jsonl."""
+        if not processes.main():
+            return
+        text = "".join(json.dumps(line) + "\n" for line in alarms)
+        write_atomic(self.path / "alarms.jsonl", text)
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        path = self.path / name
         lines = []
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         for line in text.splitlines():
@@ -279,13 +295,16 @@ class Run:
                 path.unlink(missing_ok=True)
 
     def drop_best_after(self, step: int) -> bool:
-        """Drop the best checkpoint if it is later than `step`; return whether it was."""
-        later = [path for path in self._checkpoints("best") if _step(path) > step]
-        if later:
-            (self.path / "checkpoints" / "best").unlink(missing_ok=True)
-        for path in later:
-            shutil.rmtree(path, ignore_errors=True)
-        return bool(later)
+        """Drop the best and the healthy checkpoint where later; return whether the best was."""
+        dropped = {}
+        for kind in ("healthy", "best"):
+            later = [path for path in self._checkpoints(kind) if _step(path) > step]
+            if later:
+                (self.path / "checkpoints" / kind).unlink(missing_ok=True)
+            for path in later:
+                shutil.rmtree(path, ignore_errors=True)
+            dropped[kind] = bool(later)
+        return dropped["best"]
 
     # -- checkpoints ---------------------------------------------------------------------------
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from poiesis.errors import SpecError, suggest
 
 __all__ = [
     "Attributes",
+    "Captions",
     "Classes",
     "Condition",
     "Domain",
@@ -118,6 +120,11 @@ class Classes:
     count: int
     names: tuple[str, ...] = ()
 
+    @property
+    def none(self) -> int:
+        """The number that stands for "no class"."""
+        return self.count
+
     def index(self, name: str) -> int:
         """Return the number of a class given by name or number; raises SpecError."""
         if name in self.names:
@@ -159,8 +166,61 @@ class Attributes:
         return ",".join(held) or "none"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Captions:
+    """A condition: a text of known words, an int64 tensor of shape (batch, length).
+
+    Word i of `words` is token i + 1. Zeros fill up; nothing but zeros is "no caption".
+    """
+
+    none: ClassVar[int] = 0
+    """The token that stands for "nothing here"."""
+    names: ClassVar[tuple[str, ...]] = ()
+    """Captions have no names; classes and attributes do."""
+
+    words: tuple[str, ...]
+    length: int
+    """Most words of a caption."""
+    examples: tuple[str, ...] = ()
+    """Captions of held-out data, for samples that nobody asked for."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens, that of nothing included."""
+        return len(self.words) + 1
+
+    @staticmethod
+    def split(text: str) -> list[str]:
+        """Return the words of a text: letters and digits, in lower case."""
+        return re.findall(r"\w+", text.lower())
+
+    def index(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a caption, filled up; raises SpecError for words it can't take."""
+        words = self.split(text)
+        if len(words) > self.length:
+            raise SpecError(
+                f"the caption {text!r} has {len(words)} words; this model takes {self.length}"
+            )
+        for word in words:
+            if word not in self.words:
+                known = f"; the words are: {', '.join(self.words)}" if len(self.words) < 40 else ""
+                hint = suggest(word, self.words) or known
+                raise SpecError(f"no caption has the word {word!r}{hint}")
+        tokens = [self.words.index(word) + 1 for word in words]
+        return (*tokens, *[self.none] * (self.length - len(words)))
+
+    def text(self, tokens: Iterable[int]) -> str:
+        """Return the caption of tokens."""
+        return " ".join(self.words[token - 1] for token in tokens if token != self.none)
+
+    def in_turn(self, first: int, n: int) -> list[tuple[int, ...]]:
+        """Return captions for samples first…first+n-1 that nobody asked for: each in turn."""
+        examples = [self.index(text) for text in self.examples] or [(self.none,) * self.length]
+        return [examples[number % len(examples)] for number in range(first, first + n)]
+
+
 Spec = Grid | Tokens | Vector
-Condition = Classes | Attributes
+Condition = Classes | Attributes | Captions
 
 _KINDS: dict[str, type] = {
     "grid": Grid,
@@ -168,6 +228,7 @@ _KINDS: dict[str, type] = {
     "vector": Vector,
     "classes": Classes,
     "attributes": Attributes,
+    "captions": Captions,
 }
 
 

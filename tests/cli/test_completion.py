@@ -51,7 +51,7 @@ def test_bash_proposes_what_fits(complete):
     assert complete("train", "vae", "--train.bud") == {"--train.budget"}
     assert complete("train", "vae", "--data", "fash") == {"fashion-mnist"}
     assert complete("evaluate", "runs", "--ext") == {"--extractor"}
-    assert complete("sample", "runs", "--sampling.gui") == {"--sampling.guidance"}
+    assert complete("sample", "runs", "--sampling.guidance-r") == {"--sampling.guidance-rescale"}
     assert complete("compare", "vae", "dd") == {"ddpm"}
     assert complete("completion", "") == {"bash", "zsh", "fish"}
     assert complete("sample", "r") == set()  # then bash proposes files

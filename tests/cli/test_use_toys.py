@@ -34,7 +34,8 @@ def test_toys_are_listed_and_described(poiesis, tmp_path):
     found = json.loads(out)
     assert found["splits"] == {"train": 45_000, "validation": 5_000, "test": 5_000}
     assert len(found["classes"]["train"]) == 25
-    colours = Image.open(tmp_path / "grid.png").convert("RGB").getcolors(1 << 20)
+    with Image.open(tmp_path / "grid.png") as grid:
+        colours = grid.convert("RGB").getcolors(1 << 20)
     assert colours is not None and len(colours) > 20
 
 
@@ -42,7 +43,8 @@ def test_a_run_draws_the_plane_and_counts_modes(poiesis, run, tmp_path):
     grids = sorted((run / "samples").glob("step-*.png"))
     assert len(grids) == 2
     # Points, and beside them the density: wider than high.
-    width, height = Image.open(grids[-1]).size
+    with Image.open(grids[-1]) as grid:
+        width, height = grid.size
     assert width > 1.7 * height
     code, _, err = poiesis("sample", run, "-n", 400, "-o", tmp_path / "new.csv", "--quiet")
     assert code == 0, err

@@ -392,11 +392,98 @@ CASES = {
         },
         learns="discriminator",
     ),
+    "r3gan": Case(
+        name="r3gan",
+        options={"widths": (16, 16), "group": 8, "latent_dim": 8, "batch_size": 32},
+        learns="discriminator",
+    ),
+    "r3gan, by class, ada, patches": Case(
+        name="r3gan",
+        options={
+            "widths": (16,),
+            "patch": 2,
+            "group": 8,
+            "latent_dim": 8,
+            "batch_size": 32,
+            "conditional": True,
+            "augment": "ada",
+            "augment_images": 500,
+            "augment_target": 0.0,
+            "ema_images": 500.0,
+            "discriminator_lr": 2e-3,
+        },
+        learns="discriminator",
+    ),
+    "r3gan, vectors, by class": Case(
+        name="r3gan",
+        options={"widths": (16, 16), "latent_dim": 2, "conditional": True},
+        data="moons",
+        learns="discriminator",
+        falls=0.95,
+    ),
     "ddpm": Case(
         name="ddpm",
         options={"channels": 8, "multipliers": (1,), "attention": (8,), "blocks": 1, "warmup": 5},
         learns="train",
     ),
+    **{
+        name: Case(
+            name=name,
+            options={
+                "channels": 8,
+                "multipliers": (1,),
+                "attention": (8,),
+                "blocks": 1,
+                "warmup": 5,
+            },
+            learns="train",
+        )
+        for name in ("edm", "flow-matching", "score-sde")
+    },
+    "latent-diffusion": Case(
+        name="latent-diffusion",
+        options={
+            "widths": (8,),
+            "blocks": 1,
+            "latent_channels": 2,
+            "discriminator_width": 4,
+            "adversarial_start": 0.0,
+            "learning_rate": 5e-3,
+            "flow": {"channels": 8, "multipliers": (1,), "attention": (4,), "warmup": 5},
+        },
+        learns="autoencoder",
+        expected_failures=NO_OFFSET,
+    ),
+    "flow-matching, by caption": Case(
+        name="flow-matching",
+        options={
+            "channels": 8,
+            "multipliers": (1,),
+            "attention": (8,),
+            "text_width": 8,
+            "text_layers": 1,
+            "warmup": 5,
+        },
+        data="captioned digits",
+        learns="train",
+    ),
+    "consistency": Case(
+        name="consistency",
+        options={"channels": 8, "multipliers": (1,), "attention": (8,), "learning_rate": 1e-2},
+        learns="train",
+        steps=120,
+        falls=0.95,
+    ),
+    **{
+        f"{name}, vectors": Case(
+            name=name,
+            options={"network": "mlp", "channels": 64, "blocks": 2, "learning_rate": 1e-2},
+            data="moons",
+            learns="train",
+            falls=0.95,
+        )
+        for name in ("ddpm", "edm", "flow-matching", "score-sde", "consistency")
+    },
     "transformer": Case(
         name="transformer",
         options={"layers": 2, "width": 16, "heads": 2, "batch_size": 16},
@@ -479,9 +566,11 @@ def data_of(case_data: str):
         with tempfile.TemporaryDirectory() as folder:
             path = str(make(Path(folder)))
             return open_data(path, configs.from_dict(verb.DataConfig, own))
+    if case_data == "captioned digits":
+        options = {"source": "digits", "captions": True}
     if case_data == "python-stdlib":
         options["limit"] = 50_000
-    return open_data(case_data, configs.from_dict(verb.DataConfig, options))
+    return open_data(options["source"], configs.from_dict(verb.DataConfig, options))
 
 
 def config_of(case: Case) -> Any:
@@ -687,8 +776,8 @@ def test_every_declared_capability_works(case):
         # The part of it that the latent space consists of is enough.
         parts = latent_parts(model.encode(x, y))
         torch.testing.assert_close(model.decode(parts.get("z", parts), y), whole)
-    if "prior" in able:
-        z = model.prior(Noise(3, range(b)))
+    if "draw_latent" in able:
+        z = model.draw_latent(Noise(3, range(b)))
         assert z.shape[0] == b and 0.5 < float(z.std()) < 1.5
         drawn = model.sample(b, seed=3, condition=y, precision="fp32")
         torch.testing.assert_close(model.decode(z, y), drawn)

@@ -81,6 +81,22 @@ def test_accumulation_changes_nothing(seen):
     same(work.losses("vae"), seen["accumulated"], 1e-4)
 
 
+@pytest.mark.parametrize("way", ["two-vae", "two-dcgan", "sharded"])
+def test_looks_agree_with_one_process(folder, way):
+    """Drawn, shown to the discriminator and compared in parts or in one process."""
+    name = "dcgan" if way == "two-dcgan" else "vae"
+    one, two = (
+        [line for line in Run(folder / run).metrics() if "health/coverage" in line]
+        for run in (f"one-{name}", way)
+    )
+    assert [line["step"] for line in one] == [line["step"] for line in two] == [10, 20]
+    for number in ("precision", "coverage", "lost", "vendi", "variety"):
+        a, b = one[0][f"health/{number}"], two[0][f"health/{number}"]
+        assert b == pytest.approx(a, rel=0.02, abs=0.02), number
+    if name == "dcgan":
+        assert one[0]["health/fooled"] == pytest.approx(two[0]["health/fooled"], abs=0.02)
+
+
 @pytest.mark.parametrize("name", work.MODELS)
 def test_two_processes_resume_bit_for_bit(folder, name):
     straight, resumed = (work.state(folder / f"{way}-{name}") for way in ("two", "two-two"))

@@ -71,8 +71,8 @@ def losses(name: str, shard: tuple[str, ...] = (), accumulate: int = 1) -> list[
 
 
 def trained(name: str, out: Path, **options: Any) -> None:
-    """Train with a checkpoint after every step."""
-    saves = {"checkpoints": STEPS, "keep": STEPS}
+    """Train with a checkpoint after every step, and two looks at the run's health."""
+    saves = {"checkpoints": STEPS, "keep": STEPS, "monitors": STEPS // 2}
     changes = {"data": {"source": "digits"}, "train": {"steps": STEPS, **QUICK, **saves, **options}}
     train(name, config=changes, out=out, quiet=True)
 

@@ -22,7 +22,7 @@ from poiesis.data import open_data
 from poiesis.data.dataset import DataSet
 from poiesis.runs import Run
 from poiesis.training import engine as engines
-from poiesis.training import verb
+from poiesis.training import grids, verb
 
 OPTIONS = {"steps": 6, "checkpoints": 3, "validations": 3, "grids": 2, "log_every": 0.0}
 COMMAND = ["vae", "--data", "digits", "--model.widths", "16", "--model.latent-dim", "2"]
@@ -47,7 +47,7 @@ def quick(monkeypatch):
     )
     monkeypatch.setitem(registry.MODELS, "everything", entry)
     monkeypatch.setattr(verb, "open_data", lambda source, config: digits())
-    monkeypatch.setattr(engines, "GRID_SAMPLES", 4)
+    monkeypatch.setattr(grids, "SAMPLES", 4)
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     digits()
 

@@ -13,7 +13,7 @@ from poiesis.models.base import Batch, autocast
 from poiesis.models.diffusion.ddpm import DDPM
 from poiesis.nn.unet import UNet, sinusoidal_embedding
 from poiesis.rng import Draws
-from poiesis.spec import Classes, Grid, Tokens, Vector
+from poiesis.spec import Classes, Grid, Tokens
 
 TINY: dict[str, Any] = {
     "channels": 8,
@@ -122,7 +122,7 @@ def test_presets_fit_any_size(name, size):
 
 @pytest.mark.parametrize(
     "spec",
-    [Vector(features=4), Tokens(vocabulary=9, length=4), Grid(channels=1, size=(4, 4, 4))],
+    [Tokens(vocabulary=9, length=4), Grid(channels=1, size=(4, 4, 4))],
 )
 def test_other_data_is_refused(spec):
     with pytest.raises(SpecError, match="ddpm learns images"):
@@ -270,7 +270,7 @@ def test_guidance_moves_between_open_and_exaggerated_class():
     with torch.no_grad():
         plain, free = model.denoiser(x_t, t, c), model.denoiser(x_t, t)
         for scale in (0.0, 1.0, 2.5):
-            got = model._guided(x_t, t, c, scale)
+            got = model.guided(x_t, t, c, DDPM.Sampling(guidance=scale))
             torch.testing.assert_close(got, free + scale * (plain - free), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(plain, free, atol=1e-3)
 

@@ -1,5 +1,6 @@
 """Schedules, conversions, samplers and the bound, against closed forms and analytic denoisers."""
 
+import functools
 import math
 
 import numpy as np
@@ -10,9 +11,10 @@ from scipy.integrate import solve_ivp
 from poiesis.errors import ConfigError
 from poiesis.rng import Noise
 from poiesis.sampling import diffusion as d
+from poiesis.sampling import likelihood, processes, solvers
 
 SCHEDULES = {"linear": d.linear_schedule, "cosine": d.cosine_schedule}
-PREDICTIONS = ("eps", "x0", "v")
+PREDICTIONS = ("eps", "x0", "v", "velocity", "F")
 SPACINGS = ("uniform", "trailing", "quadratic", "logsnr")
 
 
@@ -113,7 +115,7 @@ def test_paths_fall_to_clean_data(kind, spacing, steps):
     assert 1 <= len(path.levels) <= steps
     assert all(a > b for a, b in zip(path.levels, path.levels[1:], strict=False))
     assert (path.alpha[-1], path.sigma[-1]) == (1.0, 0.0)
-    x = d.dpm_solver_pp(lambda x, level: 0.5 * x, path, torch.ones(1, 1))
+    x = solvers.dpm_solver_pp(lambda x, level: 0.5 * x, path, torch.ones(1, 1))
     assert torch.isfinite(x).all()
 
 
@@ -161,7 +163,7 @@ def test_deterministic_samplers_map_noise_to_the_data_gaussian(sampler, steps, t
     schedule, mean, std = d.linear_schedule(1000), 0.4, 0.3
     denoise = gaussian(schedule, mean, std)
     path = d.make_path(schedule, steps, "logsnr" if sampler != "ddim" else "trailing")
-    run = d.ddim if sampler == "ddim" else d.dpm_solver_pp
+    run = solvers.ddim if sampler == "ddim" else solvers.dpm_solver_pp
     # With a Gaussian's denoiser the sampler is affine: two points tell its image of N(0, 1).
     out = run(denoise, path, torch.tensor([[0.0], [1.0]], dtype=torch.float64))
     assert float(out[0]) == pytest.approx(mean, abs=tolerance)
@@ -176,7 +178,7 @@ def test_ancestral_sampling_keeps_unit_variance_exactly(steps):
     noise = Noise(0, range(4))
     # The last step returns the estimate itself, α x of its level, so look before it.
     path = d.Path(path.levels[:-1], path.alpha[:-1], path.sigma[:-1])
-    x = d.ancestral(gaussian(schedule, 0.0, 1.0), path, noise.randn(10_000), noise)
+    x = solvers.ancestral(gaussian(schedule, 0.0, 1.0), path, noise.randn(10_000), noise)
     assert float(x.mean()) == pytest.approx(0, abs=0.02)  # 4 standard errors of 40,000 draws
     assert float(x.var()) == pytest.approx(1, abs=0.028)
 
@@ -189,9 +191,9 @@ def test_stochastic_samplers_reach_the_data_gaussian(sampler):
     x = noise.randn(10_000)
     denoise = gaussian(schedule, mean, std)
     if sampler == "ancestral":
-        x = d.ancestral(denoise, path, x, noise)
+        x = solvers.ancestral(denoise, path, x, noise)
     else:
-        x = d.ddim(denoise, path, x, noise, eta=1.0)
+        x = solvers.ddim(denoise, path, x, noise, eta=1.0)
     assert float(x.mean()) == pytest.approx(mean, abs=0.01)
     assert float(x.std()) == pytest.approx(std, abs=0.015)
 
@@ -201,7 +203,7 @@ def test_ddim_with_eta_1_is_ddpm_with_the_posterior_variance():
     path = d.make_path(schedule, 10, "trailing")
     denoise = gaussian(schedule, 0.3, 0.5)
     x = Noise(1, range(3)).randn(7).double()
-    got = d.ddim(denoise, path, x, Noise(2, range(3)), eta=1.0)
+    got = solvers.ddim(denoise, path, x, Noise(2, range(3)), eta=1.0)
     noise = Noise(2, range(3))
     for i, level in enumerate(path.levels):
         a, b, small, _ = d.posterior(
@@ -223,41 +225,161 @@ def mixture(x, alpha, sigma):
     return (weight * each).sum(1)
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(d.ddim, 1), (d.dpm_solver_pp, 2)])
-def test_convergence_order_on_a_mixture(sampler, order):
-    low, high = -3.0, 3.0  # log(α/σ) from noise to nearly clean
-    start = torch.linspace(-2, 2, 9, dtype=torch.float64)
+def vp(lam):
+    """α and σ of log(α/σ) where α² + σ² = 1."""
+    return 1 / math.sqrt(1 + math.exp(-2 * lam)), 1 / math.sqrt(1 + math.exp(2 * lam))
 
-    def path(steps):
-        lam = np.linspace(low, high, steps + 1)
-        alpha, sigma = 1 / np.sqrt(1 + np.exp(-2 * lam)), 1 / np.sqrt(1 + np.exp(2 * lam))
-        points = list(zip(alpha.tolist(), sigma.tolist(), strict=True))
-        return d.Path(points[:-1], alpha.tolist(), sigma.tolist())
 
-    # The reference is a Runge-Kutta solution of dy/dκ = (y − x0)/κ with y = x/α and κ = σ/α.
+def flow(lam):
+    """α and σ of log(α/σ) where α + σ = 1."""
+    return 1 / (1 + math.exp(-lam)), 1 / (1 + math.exp(lam))
+
+
+def edm(lam):
+    """α and σ of log(α/σ) where α = 1."""
+    return 1.0, math.exp(-lam)
+
+
+def walk(process, steps, low=-3.0, high=3.0):
+    """A path of equal steps in log(α/σ), from noise to nearly clean; its levels are (α, σ)."""
+    points = [process(low + (high - low) * i / steps) for i in range(steps + 1)]
+    alpha, sigma = zip(*points, strict=True)
+    return d.Path(points[:-1], alpha, sigma, lambda lam: (*process(lam), process(lam)))
+
+
+def truth(path, start):
+    """A Runge-Kutta solution of dy/dκ = (y − x0)/κ with y = x/α and κ = σ/α."""
+
     def slope(kappa, y):
         alpha = 1 / math.sqrt(1 + kappa**2)
         x0 = mixture(torch.from_numpy(y) * alpha, alpha, alpha * kappa).numpy()
         return (y - x0) / kappa
 
-    ends = path(1)
-    solved = solve_ivp(
-        slope,
-        (math.exp(-low), math.exp(-high)),
-        start.numpy() / ends.alpha[0],
-        rtol=1e-11,
-        atol=1e-12,
-    )
-    truth = solved.y[:, -1] * ends.alpha[-1]
+    begin, end = (path.sigma[i] / path.alpha[i] for i in (0, -1))
+    solved = solve_ivp(slope, (begin, end), start.numpy() / path.alpha[0], rtol=1e-11, atol=1e-12)
+    return solved.y[:, -1] * path.alpha[-1]
 
-    counts = [40, 80, 160, 320]
+
+START = torch.linspace(-2, 2, 9, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("process", [vp, flow, edm])
+@pytest.mark.parametrize(
+    ("sampler", "order"),
+    [
+        (solvers.ddim, 1),
+        (solvers.heun, 2),
+        (solvers.dpm_solver_pp, 2),
+        (functools.partial(solvers.dpm_solver_pp, order=3), 3),
+        # The corrector makes UniPC's order one more than its predictor's (theorem 3.1).
+        (functools.partial(solvers.unipc, order=1), 2),
+        (functools.partial(solvers.unipc, order=2), 3),
+        (functools.partial(solvers.unipc, order=3), 4),
+    ],
+)
+def test_convergence_order_on_a_mixture(process, sampler, order):
+    counts = [80, 160, 320, 640]
+    start = START * math.hypot(*process(-3.0))
+    expected = truth(walk(process, 1), start)
     errors = []
     for steps in counts:
-        x = sampler(lambda x, level: mixture(x, *level), path(steps), start)
-        errors.append(float(np.sqrt(np.mean((x.numpy() - truth) ** 2))))
+        x = sampler(lambda x, level: mixture(x, *level), walk(process, steps), start)
+        errors.append(float(np.sqrt(np.mean((x.numpy() - expected) ** 2))))
     measured = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-    assert measured == pytest.approx(order, abs=0.2)
-    assert errors[-1] < {1: 1e-2, 2: 1e-3}[order]
+    assert measured == pytest.approx(order, abs=0.2), errors
+    assert errors[-1] < {1: 1e-2, 2: 1e-4, 3: 1e-6, 4: 1e-8}[order]
+
+
+@pytest.mark.parametrize("process", [vp, flow, edm])
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-5, 1e-7])
+def test_adaptive_steps_keep_to_the_tolerance(process, tolerance):
+    start = START * math.hypot(*process(-3.0))
+    path = walk(process, 5000)  # only the ends matter, and the length of its last step
+    counted = solvers.Counted(lambda x, level: mixture(x[:, 0], *level)[:, None])
+    x = solvers.adaptive(counted, path, start[:, None], tolerance=tolerance)
+    expected = truth(path, start)
+    assert np.abs(x[:, 0].numpy() - expected).max() < 10 * tolerance + 1e-6
+    assert 10 < counted.calls < 1000
+
+
+def test_adaptive_needs_levels_between():
+    path = d.make_path(d.linear_schedule(100), 10, "trailing")
+    with pytest.raises(ConfigError, match="adaptive chooses its own noise levels"):
+        solvers.adaptive(lambda x, level: x, path, torch.zeros(1, 1))
+
+
+# -- continuous processes -------------------------------------------------------------------------
+
+PROCESSES = {
+    "straight": processes.straight(),
+    "exploding": processes.exploding(),
+    "preserving": processes.preserving(),
+    "sub-preserving": processes.sub_preserving(),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_processes_invert_their_noise_level(name):
+    process = PROCESSES[name]
+    for share in (0.01, 0.1, 0.5, 0.9, 0.999):
+        t = process.t_min + share * (process.t_max - process.t_min)
+        alpha, sigma = process.at(t)
+        assert process.time(math.log(alpha / sigma)) == pytest.approx(t, rel=1e-6)
+
+
+def test_processes_have_their_closed_forms():
+    t = torch.tensor([0.1, 0.7], dtype=torch.float64)
+    # dx = -β/2 x dt + sqrt(β) dw by Euler steps of the moments
+    mean, variance, n = torch.ones(2).double(), torch.zeros(2).double(), 20_000
+    for i in range(n):
+        beta = 0.1 + (i + 0.5) / n * t * 19.9
+        mean = mean * (1 - beta * t / n / 2)
+        variance = variance * (1 - beta * t / n) + beta * t / n
+    alpha, sigma = PROCESSES["preserving"].marginal(t)
+    torch.testing.assert_close(alpha, mean, rtol=1e-3, atol=0)
+    torch.testing.assert_close(sigma**2, variance, rtol=1e-3, atol=0)
+    # the sub-VP variance is the square of the VP one
+    torch.testing.assert_close(PROCESSES["sub-preserving"].marginal(t)[1], sigma**2)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("spacing", ["uniform", "logsnr", "karras"])
+@pytest.mark.parametrize("steps", [1, 2, 18])
+def test_continuous_paths_fall_to_clean_data(name, spacing, steps):
+    process = PROCESSES[name]
+    path = process.path(steps, spacing)
+    assert len(path.levels) == steps and path.levels[0] == process.t_max
+    assert all(a > b for a, b in zip(path.levels, path.levels[1:], strict=False))
+    assert (path.alpha[-1], path.sigma[-1]) == (1.0, 0.0)
+    assert path.sigma[-2] > 0
+    for solver in solvers.SOLVERS.values():
+        x = solver.run(lambda x, level: 0.5 * x, path, torch.ones(2, 1).double(), Noise(0, [0, 1]))
+        assert torch.isfinite(x).all()
+
+
+def test_karras_spacing_is_edms():
+    path = PROCESSES["exploding"].path(18, "karras")
+    expected = [
+        (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(18)
+    ]
+    assert list(path.sigma[:-1]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_likelihood_by_the_flow_is_the_mixtures(name):
+    process = PROCESSES[name]
+    path = process.path(10, "logsnr")
+    x = torch.linspace(-1.2, 1.5, 7, dtype=torch.float64)[:, None]
+
+    def denoise(x, level):
+        return mixture(x[:, 0], *process.at(level))[:, None]
+
+    got, _ = likelihood.flow_log_likelihood(denoise, path, x, tolerance=1e-6)
+    alpha, sigma = path.alpha[-2], path.sigma[-2]
+    means, stds = torch.tensor([[-0.6, 0.7], [0.2, 0.3]], dtype=torch.float64)
+    part = torch.distributions.Normal(alpha * means, (alpha**2 * stds**2 + sigma**2).sqrt())
+    expected = torch.logsumexp(part.log_prob(x) - math.log(2), 1)
+    assert float((got - expected).abs().max()) / math.log(2) < 0.01
 
 
 # -- the bound ------------------------------------------------------------------------------------

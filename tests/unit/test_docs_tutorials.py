@@ -30,6 +30,7 @@ from poiesis.cli import (
     denoise,
     detect,
     doctor,
+    edit,
     evaluate,
     latent,
     reduce,
@@ -121,7 +122,8 @@ def accepted(args: list[str]) -> tuple[list[Any], dict[str, str]]:
         if "--resume" in args:
             return options(train._ResumeArgs), train.ALIASES
         named = [a for a in args[1:2] if not a.startswith("-")]
-        model = named[0] if named else "vae"  # --config names it; the tutorials' is a VAE
+        # --config names it; the tutorials' is a VAE, but for the one of an imported run
+        model = named[0] if named else "ddpm" if any("cifar" in a for a in args) else "vae"
         cls = train._arguments_class(registry.model_class(model).Config)
         return options(cls), train.ALIASES
     if verb == "sample":
@@ -145,9 +147,14 @@ def accepted(args: list[str]) -> tuple[list[Any], dict[str, str]]:
         "reduce": reduce.ReduceArgs,
         "denoise": denoise.DenoiseArgs,
         "detect": detect.DetectArgs,
+        "edit": edit.EditArgs,
+        "inpaint": edit.InpaintArgs,
         "compress": compress.CompressArgs,
         "decompress": decompress.DecompressArgs,
     }
+    if verb in ("import", "export"):  # the first of which is no name that a statement can import
+        module = importlib.import_module(f"poiesis.cli.{verb}")
+        return options(getattr(module, f"{verb.title()}Args")), getattr(module, "ALIASES", {})
     return options(classes[verb]), {}
 
 
@@ -180,6 +187,10 @@ def desk(tmp_path_factory):
     for i in range(12):
         size = (32, 24) if i == 5 else (32, 32)
         Image.new("L", size, 20 * i).save(folder / "mixed" / f"{i:04d}.png")
+    (folder / "captioned").mkdir()
+    for i in range(4):
+        Image.new("RGB", (8, 8), (60 * i, 0, 0)).save(folder / "captioned" / f"{i:04d}.png")
+    (folder / "captioned" / "metadata.csv").write_text("file_name,text\n0000.png,a\n0001.png,b\n")
     (folder / "bad.txt").write_bytes(b"hello \xff\xfe world\n" * 500)
     rows = [f"{h / 10},{h % 7},{('oak', 'ash')[h % 2]}" for h in range(60)]
     (folder / "plants.csv").write_text("\n".join(["height,leaves,species", *rows]))
@@ -190,6 +201,9 @@ def desk(tmp_path_factory):
         patch.chdir(folder)
         how = ["--train.steps", STEPS, "--train.threads", "1", "--train.grids", "0", "--quiet"]
         assert main(["train", "vae", "--data", "digits", "--out", "runs/first", *how]) == 0
+        small = ["--model.channels", "8", "--model.multipliers", "1,1,1", "--data.limit", "20"]
+        drawn = ["train", "flow-matching", "--data", "shapes", *small, "--out", "runs/shapes"]
+        assert main([*drawn, *how]) == 0
         where = ["--seed", "0", "-o", "new-digits", "--threads", "1", "--quiet"]
         assert main(["sample", "runs/first", "-n", "4", *where]) == 0
     return folder
@@ -235,7 +249,14 @@ def test_mistakes_give_the_line_shown(command, at_desk, capsys):
     assert re.sub("N(, N)+", "N", printed) == re.sub("N(, N)+", "N", shown)
 
 
-CHEAP = ("models", "data digits", "doctor", "inspect new-digits", "reproduce new-digits/00003.png")
+CHEAP = (
+    "models",
+    "data digits",
+    "data shapes",
+    "doctor",
+    "inspect new-digits",
+    "reproduce new-digits/00003.png",
+)
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ class Copier:
     def open_data(self):
         return self.data
 
-    def sample_native(self, n, *, seed=0, batch_size=64, first=0, progress=None):
+    def sample_native(self, n, *, seed=0, condition=None, batch_size=64, first=0, progress=None):
         if progress is not None:
             progress(n)
         return self.rows[:n]

@@ -156,7 +156,7 @@ def test_phases_give_one_loss_a_sample_and_reach_their_network(cls, spec):
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
         if phase.name == "discriminator":
             assert all(p.grad is None for p in model.generator.parameters())
-    assert of(model) == ["decode", "prior", "discriminate"]
+    assert of(model) == ["decode", "draw_latent", "discriminate"]
     sample = model.sample(3)
     assert sample.shape == (3, *model.spec.shape)
     if model.spec.domain == "signed":

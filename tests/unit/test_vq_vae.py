@@ -290,7 +290,7 @@ def test_each_stage_trains_its_own_part(digits):
     original = engine.run_step
 
     def run_step() -> Any:
-        seen.append((engine.stages[engine._stage_index].name, copy.deepcopy(model.state_dict())))
+        seen.append((engine.stages[engine.stage_index].name, copy.deepcopy(model.state_dict())))
         assert model.prior.training and model.prior.blocks[0].training
         return original()
 

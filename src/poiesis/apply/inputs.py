@@ -25,7 +25,7 @@ from poiesis.errors import CapabilityError, DataError
 from poiesis.files import IMAGE_SUFFIXES, Zip, is_table, read_bytes, read_image, read_table
 from poiesis.models.capabilities import require
 from poiesis.models.trained import Trained
-from poiesis.spec import Classes, Grid
+from poiesis.spec import Captions, Classes, Grid
 
 __all__ = ["Inputs", "codes", "flat_code", "in_batches", "latent_parts", "open_inputs"]
 
@@ -198,10 +198,12 @@ def in_batches(
 ) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
     """Yield (start, end, rows in the model's view, their classes if the model wants them)."""
     model = trained.model
-    if model.condition is not None and inputs.labels is None:
+    # A caption may be left open.
+    condition = model.condition
+    if condition is not None and not isinstance(condition, Captions) and inputs.labels is None:
         raise DataError(
             f"{inputs.where}: this {trained.name} is conditional; lay the files out in folders "
-            f"called as its classes, e.g. {(model.condition.names or ('0',))[0]}"
+            f"called as its classes, e.g. {(condition.names or ('0',))[0]}"
         )
     for start in range(0, len(inputs), batch_size):
         end = min(len(inputs), start + batch_size)

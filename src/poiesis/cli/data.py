@@ -93,10 +93,16 @@ def _list(as_json: bool) -> int:
 
 
 def _describe(found: DataSet) -> dict[str, Any]:
-    from poiesis.spec import to_json
+    from poiesis.spec import Captions, to_json
 
-    classes = None
-    if found.condition is not None:
+    classes, captions = None, None
+    if isinstance(found.condition, Captions):
+        captions = {
+            "words": list(found.condition.words),
+            "length": found.condition.length,
+            "examples": list(found.condition.examples),
+        }
+    elif found.condition is not None:
         names = found.condition.names or tuple(map(str, range(found.condition.count)))
         classes = {part: _count(split, names) for part, split in found.splits.items()}
     return {
@@ -106,6 +112,7 @@ def _describe(found: DataSet) -> dict[str, Any]:
         "shape": str(found.spec),
         "splits": {part: len(split) for part, split in found.splits.items()},
         "classes": classes,
+        "captions": captions,
         "skipped": found.skipped,
         "notes": found.notes,
     }
@@ -135,6 +142,12 @@ def _print(described: dict[str, Any]) -> None:
             shown = [f"{name} {count:,}" for name, count in counts.items()]
             more = f", … ({len(shown)} classes)" if len(shown) > 20 else ""
             print(f"classes of {part}: {', '.join(shown[:20])}{more}")
+    if described["captions"] is not None:
+        words, examples = described["captions"]["words"], described["captions"]["examples"]
+        more = f", … ({len(words):,} words)" if len(words) > 40 else ""
+        print(f"captions of up to {described['captions']['length']} words, such as:")
+        print("\n".join(f"  {text}" for text in examples[:5]))
+        print(f"words: {', '.join(words[:40])}{more}")
     for key, value in configs.flatten(described["notes"]):
         print(f"{key}: {value}")
     for line in described["skipped"]:

@@ -67,7 +67,8 @@ def _brief(value: dict[str, Any]) -> dict[str, Any]:
     if "checkpoints" not in value:
         return value
     found = {name: f"step {c['step']}, hashes verified" for name, c in value["checkpoints"].items()}
-    return {**value, "checkpoints": found}
+    alarms = {str(number): text for number, text in enumerate(value["alarms"], 1)}
+    return {**value, "checkpoints": found, "alarms": alarms or "none"}
 
 
 def _short(value: Any) -> str:
@@ -126,6 +127,7 @@ def _run(folder: Run) -> dict[str, Any]:
         "last": lines[-1] if lines else {},
         "checkpoints": checkpoints,
         "damaged": damaged,
+        "alarms": [alarm.get("sentence") for alarm in folder.alarms()],
         "evaluated": (folder.path / "evaluation.json").exists(),
         "report": (folder.path / "report.html").exists(),
         "size": human_bytes(sum(p.stat().st_size for p in folder.path.rglob("*") if p.is_file())),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from poiesis.cli.options import Nested, given, options, parse, scan
 from poiesis.cli.output import progress
+from poiesis.cli.sampling import parse_with_sampling
 from poiesis.config import check
 
 __all__ = ["SampleArgs", "run"]
@@ -20,6 +19,7 @@ _EXAMPLES = (
     "poiesis sample runs/table -n 5000 -o new.csv",
     "torchrun --nproc-per-node 2 -m poiesis sample runs/first -n 1000000 -o million",
     "poiesis sample runs/ddpm --class 3 --sampling.steps 50 --sampling.guidance 2",
+    'poiesis sample runs/shapes --prompt "a small red circle left of a blue square"',
     'poiesis sample runs/shakespeare --prompt "ROMEO:" --stop "\\n\\n" --stream',
 )
 
@@ -40,7 +40,8 @@ class SampleArgs:
     """Class by name or number, if the model learned classes (default: each in turn); or
     attributes by name, separated by commas, the others absent (none: all absent)."""
     prompt: str | None = None
-    """Text to continue."""
+    """Text to continue; of a model that learned captions, what to show (default: captions that the
+    run keeps, in turn)."""
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """End a text here; may be repeated. \\n stands for a new line."""
     stream: bool = False
@@ -72,46 +73,25 @@ class SampleArgs:
 
 def run(args: list[str]) -> int:
     """Draw samples, write them and print where they are."""
-    known = options(SampleArgs)
-    positionals, _ = scan(args, known, prog="poiesis sample", ignore="--sampling.")
-    if not positionals:
-        parse(
-            SampleArgs,
-            args,
-            prog="poiesis sample",
-            description="Generate new data from a trained run. poiesis sample RUN --help shows "
-            "the sampling options of the run's model too.",
-            examples=_EXAMPLES,
-        )
-    from poiesis import registry
+    parsed, chosen = parse_with_sampling(
+        SampleArgs,
+        args,
+        verb="sample",
+        about="Generate new data from a trained run. poiesis sample RUN --help shows the sampling "
+        "options of the run's model too.",
+        here="Generate new data from {run}, a {name}.",
+        examples=_EXAMPLES,
+    )
     from poiesis.runs import Run
     from poiesis.spec import Tokens, Vector, from_json
 
-    folder = Run.open(positionals[0])
-    name = folder.config().get("name", "")
-    sampling = registry.model_class(name).Sampling
-    arguments: Any = dataclasses.make_dataclass(
-        "Arguments",
-        [("sampling", Nested[sampling], dataclasses.field(default_factory=sampling))],  # type: ignore[valid-type]
-        bases=(SampleArgs,),
-        frozen=True,
-        kw_only=True,
-    )
-    parsed = parse(
-        arguments,
-        args,
-        prog="poiesis sample",
-        description=f"Generate new data from {folder.path}, a {name}.",
-        examples=_EXAMPLES,
-    )
+    folder = Run.open(parsed.run)
     if parsed.threads is not None:
         import torch
 
         torch.set_num_threads(parsed.threads)
     from poiesis.models.trained import sample
 
-    known = options(arguments)
-    chosen = given(scan(args, known, prog="poiesis sample")[1], known, "sampling")
     spec = from_json((folder.read_json("data.json") or {}).get("spec"))
     is_text, is_table = isinstance(spec, Tokens), isinstance(spec, Vector)
     usual = (1 if parsed.stream else 8) if is_text else (1000 if is_table else 64)
@@ -133,7 +113,7 @@ def run(args: list[str]) -> int:
             shard_size=parsed.shard_size,
             device=parsed.device,
             progress=lambda count: advance("samples", count, n),
-            **{field: getattr(parsed.sampling, field) for field in chosen},
+            **chosen,
         )
     if parsed.stream:
         print()

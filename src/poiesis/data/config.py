@@ -15,10 +15,10 @@ class DataConfig:
     """Where the data is and how it is read."""
 
     source: str = "digits"
-    """Name (digits, mnist, fashion-mnist, cifar10, cifar10-jpeg, python-stdlib, ring, grid, swirl,
-    moons, hf:OWNER/NAME) or path of an image folder, a .zip of images, a text file or a folder of
-    text files, a table of numbers (.csv, .tsv, .npy, .npz, .parquet), a .wav file or a folder of
-    them."""
+    """Name (digits, shapes, mnist, fashion-mnist, cifar10, cifar10-jpeg, python-stdlib, ring, grid,
+    swirl, moons, hf:OWNER/NAME) or path of an image folder, a .zip of images, a text file or a
+    folder of text files, a table of numbers (.csv, .tsv, .npy, .npz, .parquet), a .wav file or a
+    folder of them."""
     resize: int | None = None
     """Resize the shorter side of images to this many pixels (area-averaged), then crop."""
     crop: int | None = None
@@ -35,6 +35,8 @@ class DataConfig:
     classes: tuple[str, ...] = ()
     """Use the images of these classes alone, by name (default: all): a model of what is normal,
     for poiesis detect."""
+    captions: bool = False
+    """Take the names of classes as captions, for models that learn from text."""
     augment: tuple[str, ...] = ()
     """Random changes of training images, e.g. flip, shift."""
     label: str | None = None

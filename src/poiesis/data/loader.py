@@ -22,7 +22,7 @@ from poiesis.spec import Spec
 __all__ = ["Loader", "Rows", "positions"]
 
 Rows = tuple[Tensor, Tensor | None, Tensor]
-"""(rows in the view, int64 classes or None, positions)."""
+"""(rows in the view, conditions as of `Split.fetch` or None, positions)."""
 Key = tuple[int, int, int]
 
 
@@ -78,7 +78,7 @@ class Loader:
         return len(self.split)
 
     def batch(self, number: int, *, start: int = 0, size: int | None = None) -> Rows:
-        """Return (view rows, classes or None, positions) of rows start…start+size of batch k.
+        """Return (view rows, conditions or None, positions) of rows start…start+size of batch k.
 
         The phases of a step share a batch, so the last one is kept; of a set that is read from
         files, the next batch is read while the current one is used.

@@ -18,8 +18,8 @@ from poiesis.metrics import (
     kid,
     precision_recall,
 )
-from poiesis.metrics.extractors import CLASSIFIERS, Extractor, get_extractor
-from poiesis.spec import Grid
+from poiesis.metrics.extractors import Extractor
+from poiesis.metrics.features import default_extractor, match_levels
 
 __all__ = [
     "check_counts",
@@ -31,29 +31,6 @@ __all__ = [
 ]
 
 _NEIGHBOURS, _BALLS, _SPLITS, _SUBSETS, _SUBSET = 3, 5, 10, 100, 1000
-_RELATED = {"cifar10": "cifar10-jpeg", "cifar10-partial": "cifar10-jpeg"}
-
-
-def default_extractor(data: str, spec: Grid) -> Extractor:
-    """Return the classifier of a data set where its images fit it, else random features."""
-    name = _RELATED.get(data, data)
-    if name in CLASSIFIERS:
-        own = get_extractor(name)
-        fits = (own.levels - 1) % (spec.levels - 1) == 0
-        if fits and getattr(own, "shape", None) == spec.shape:
-            return own
-    return get_extractor("random", levels=spec.levels)
-
-
-def match_levels(images: Tensor, levels: int, target: int) -> Tensor:
-    """Scale uint8 images of `levels` levels to `target` levels; raises DataError if uneven."""
-    factor, rest = divmod(target - 1, levels - 1)
-    if rest:
-        raise DataError(
-            f"images of {levels} levels don't map evenly to the extractor's {target}: "
-            "use --extractor random or inception"
-        )
-    return images * factor
 
 
 def evaluate_images(

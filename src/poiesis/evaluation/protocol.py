@@ -24,6 +24,7 @@ from poiesis.config import check
 from poiesis.data.codecs import AudioCodec, VectorCodec
 from poiesis.data.dataset import DataSet, TextSplit
 from poiesis.data.sources.planes import toy_of
+from poiesis.data.sources.shapes import SIDE
 from poiesis.errors import ConfigError, DataError, RunError, suggest
 from poiesis.evaluation.images import default_extractor, draw_reference, evaluate_images
 from poiesis.evaluation.likelihood import evaluate_likelihood
@@ -31,12 +32,13 @@ from poiesis.evaluation.passport import Number, Passport
 from poiesis.evaluation.toys import evaluate_toy
 from poiesis.evaluation.values import evaluate_values
 from poiesis.metrics.extractors import get_extractor
+from poiesis.metrics.shapes import caption_agreement
 from poiesis.metrics.text import novelty, repetition
 from poiesis.models import trained as trained_models
 from poiesis.models.capabilities import of
 from poiesis.models.trained import Trained
 from poiesis.runs import Run
-from poiesis.spec import Grid
+from poiesis.spec import Captions, Grid
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -206,7 +208,7 @@ def _judge_images(
     else:
         extractor = get_extractor(config.extractor, levels=spec.levels)
     extractor.to(trained.model.device)
-    generated, real, split, speed = _two_sets(trained, data, config, progress)
+    generated, real, split, speed, texts = _two_sets(trained, data, config, progress)
     report = _counter(progress, "features", len(real) + len(generated))
     numbers = evaluate_images(
         generated,
@@ -219,19 +221,45 @@ def _judge_images(
         seed=config.seed,
         progress=report,
     )
+    if texts is not None and data.name == "shapes" and spec.shape == (3, SIDE, SIDE):
+        about = Passport(
+            data=data.name,
+            variant=data.variant,
+            split=split,
+            n_real=0,
+            n_generated=len(generated),
+            seed=config.seed,
+        )
+        found = caption_agreement(generated, texts)
+        numbers.append(Number.of("caption_agreement", found, about, higher_is_better=True))
     return [*numbers, speed]
 
 
 def _two_sets(
     trained: Trained, data: DataSet, config: EvaluationConfig, progress: Progress | None
-) -> tuple[Tensor, Tensor, str, Number]:
-    """Return as many generated as real native rows, the split of these, and the sampling speed."""
+) -> tuple[Tensor, Tensor, str, Number, list[str] | None]:
+    """Return as many generated as real native rows, the split of these, and the sampling speed.
+
+    Where the model learned captions, it draws those of the real rows; they come last.
+    """
     split = _reference_split(data, config)
     rows = data.splits[split]
     n = config.samples or min(_MOST_IMAGES, len(rows))
-    generated, speed = _timed_samples(trained, data, n, config, progress)
-    real, _ = rows.fetch(draw_reference(torch.arange(len(rows)), n, config.seed))
-    return generated, real, split, speed
+    real, condition = rows.fetch(draw_reference(torch.arange(len(rows)), n, config.seed))
+    captions, texts = trained.model.condition, None
+    if isinstance(captions, Captions):
+        if captions != data.condition:
+            raise DataError(
+                f"the captions of {data.name} are not those that {str(trained.run.path)!r} "
+                "learned: train again"
+            )
+        assert condition is not None
+        condition = condition[torch.arange(n) % len(condition)]
+        texts = [captions.text(tokens) for tokens in condition.tolist()]
+    else:
+        condition = None  # each class in turn
+    generated, speed = _timed_samples(trained, data, n, config, progress, condition)
+    return generated, real, split, speed, texts
 
 
 def _judge_values(
@@ -244,7 +272,7 @@ def _judge_values(
     if config.extractor != "auto":
         what = f"extractor = {config.extractor!r} is for images"
         raise ConfigError(f"{what}; {data.name} is {data.spec}: leave it out")
-    generated, real, split, speed = _two_sets(trained, data, config, progress)
+    generated, real, split, speed, _ = _two_sets(trained, data, config, progress)
     numbers = evaluate_values(
         generated,
         real,
@@ -277,13 +305,23 @@ def _reference_split(data: DataSet, config: EvaluationConfig) -> str:
 
 
 def _timed_samples(
-    trained: Trained, data: DataSet, n: int, config: EvaluationConfig, progress: Progress | None
+    trained: Trained,
+    data: DataSet,
+    n: int,
+    config: EvaluationConfig,
+    progress: Progress | None,
+    condition: Tensor | None,
 ) -> tuple[Tensor, Number]:
     report = _counter(progress, "samples", n)
     began = time.perf_counter()
     start, end = processes.share(n, config.batch_size)
     own = trained.sample_native(
-        end - start, seed=config.seed, batch_size=config.batch_size, first=start, progress=report
+        end - start,
+        seed=config.seed,
+        condition=None if condition is None else condition[start:end],
+        batch_size=config.batch_size,
+        first=start,
+        progress=report,
     )
     (seconds,) = processes.largest(time.perf_counter() - began)
     return processes.gather(own), _speed(trained, data, n, seconds, config)

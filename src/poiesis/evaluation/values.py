@@ -5,36 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from poiesis.data.codecs import AudioCodec, VectorCodec
-from poiesis.data.codecs.audio import log_spectrogram
 from poiesis.evaluation.images import check_counts, neighbourhood_numbers
 from poiesis.evaluation.passport import Number, Passport
 from poiesis.metrics import fid
+from poiesis.metrics.features import BANDS, value_features
 
 __all__ = ["BANDS", "evaluate_values", "value_features"]
-
-BANDS = 32
-"""Bands of frequency in the features of audio."""
-_SILENCE = -60.0
-
-
-def value_features(native: Tensor, codec: VectorCodec | AudioCodec) -> Tensor:
-    """Return what native rows are compared by, float64 (n, features).
-
-    Vectors: their columns, standardised by the training part's mean and spread. Audio (n, 1, t):
-    the power in 32 bands of frequency in dB, its mean and its spread over time; below -60 dB, where
-    the training part's RMS is about 0, all counts as silence.
-    """
-    if isinstance(codec, VectorCodec):
-        return native.flatten(1).double()
-    levels = np.maximum(log_spectrogram(native[:, 0].numpy()), _SILENCE)
-    bands = np.array_split(levels, BANDS, axis=1)
-    power = np.stack([band.mean(1) for band in bands], 1)
-    return torch.from_numpy(np.concatenate([power.mean(2), power.std(2)], 1))
 
 
 def evaluate_values(

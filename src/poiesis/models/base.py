@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from poiesis.errors import ConfigError, suggest
 from poiesis.rng import Draws, Noise
-from poiesis.spec import Attributes, Condition, Spec
+from poiesis.spec import Attributes, Captions, Condition, Spec
 
 __all__ = [
     "Batch",
@@ -32,6 +32,7 @@ __all__ = [
     "autocast",
     "low_weights",
     "preset",
+    "within",
 ]
 
 Loss = tuple[Tensor, dict[str, Tensor | float]]
@@ -51,7 +52,7 @@ class Batch:
     """What a loss sees: data in the model's view, conditions, and keyed noise.
 
     x: shape (b, *view.shape), None in a phase without data. condition: int64 (b,), attributes
-    float (b, k), or None.
+    float (b, k), captions int64 (b, length), or None.
     index: int64 (b,), positions in the data set. draws: the noise source of this phase and step.
     """
 
@@ -105,6 +106,8 @@ class Optim:
     select: Callable[[str, nn.Parameter], bool] | None = None
     """Takes (name within the model, parameter): which of the networks' parameters; None is all."""
     schedule: Schedule = field(default_factory=Schedule)
+    final_betas: tuple[float, float] | None = None
+    """Betas at the end of the schedule's decay, on its curve; None leaves them as they are."""
     clip: float | None = None
     """Largest gradient norm over this optimizer's parameters."""
 
@@ -142,6 +145,19 @@ class Stage:
     """Start this stage with fresh optimizer states."""
 
 
+def within(network: str, optim: Optim) -> Optim:
+    """Return the optimizer of a part, whose names are those within the part, for the whole."""
+    inner, prefix = optim.select, f"{network}."
+    names = tuple(f"{prefix}{name}" if name else network for name in optim.networks)
+    if inner is None:
+        return dataclasses.replace(optim, networks=names)
+
+    def select(name: str, parameter: nn.Parameter) -> bool:
+        return inner(name.removeprefix(prefix), parameter)
+
+    return dataclasses.replace(optim, networks=names, select=select)
+
+
 class GenerativeModel(nn.Module):
     """Base of all models.
 
@@ -158,10 +174,16 @@ class GenerativeModel(nn.Module):
     mixes_classes: ClassVar[bool] = False
     """Instead of classes (b,), a condition may be weights of the classes or attributes (b, k)."""
 
+    reads_captions: ClassVar[bool] = False
+    """Instead of classes, a condition may be captions, int64 (b, length)."""
+
     config: Any
     spec: Any
     condition: Any
-    """The spec of the condition: `Classes`, `Attributes` (if it mixes classes) or None."""
+    """The spec of the condition: `Classes`, `Attributes` (if it mixes classes), `Captions` (if it
+    reads them) or None."""
+    progress: float = 0.0
+    """Share of the stage's steps that are done, for what follows a schedule: the engine sets it."""
 
     def __init__(self, config: Any, spec: Spec, condition: Condition | None = None) -> None:
         super().__init__()
@@ -181,6 +203,11 @@ class GenerativeModel(nn.Module):
         """Return part name → run folder or registry name of the models this one is built on."""
         return {}
 
+    @classmethod
+    def view_with(cls, config: Any, spec: Spec, parts: Mapping[str, Any]) -> Spec:
+        """Return the view, where it depends on the parts, too."""
+        return cls.view(config, spec)
+
     def optimizers(self) -> Mapping[str, Optim]:
         """Return the named optimizers."""
         raise NotImplementedError
@@ -190,7 +217,10 @@ class GenerativeModel(nn.Module):
         raise NotImplementedError
 
     def ema(self) -> Mapping[str, float]:
-        """Return network name ("" is all) → decay per step of its averaged weights; 0 is none."""
+        """Return network name ("" is all) → decay per step of its averaged weights; 0 is none.
+
+        It may change with `progress`, but not from or to 0.
+        """
         return {}
 
     def draw(self, noise: Noise, condition: Tensor | None, options: Any) -> Tensor:
@@ -276,10 +306,13 @@ class GenerativeModel(nn.Module):
     def default_condition(self, first: int, n: int) -> Tensor | None:
         """Return conditions for samples first…first+n-1; None if unconditional.
 
-        Each class in turn, or none of the attributes and each of them alone in turn.
+        Each class in turn, or none of the attributes and each of them alone in turn, or each of
+        the captions that a run keeps.
         """
         if self.condition is None:
             return None
+        if isinstance(self.condition, Captions):
+            return torch.tensor(self.condition.in_turn(first, n), dtype=torch.int64)
         if isinstance(self.condition, Attributes):
             alone = torch.eye(self.condition.count + 1)[:, 1:]
             return alone[torch.arange(first, first + n) % len(alone)]

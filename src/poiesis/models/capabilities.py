@@ -25,11 +25,13 @@ __all__ = [
     "Decode",
     "Denoiser",
     "Discriminate",
+    "DrawLatent",
+    "Edit",
     "Encode",
+    "Inpaint",
     "LevelCdf",
     "LogProb",
     "LogProbability",
-    "Prior",
     "Reconstruct",
     "of",
     "require",
@@ -82,10 +84,10 @@ class Decode(Protocol):
 
 
 @runtime_checkable
-class Prior(Protocol):
+class DrawLatent(Protocol):
     """Latents that samples are made of, for a model that decodes but does not encode."""
 
-    def prior(self, noise: Noise) -> Tensor:
+    def draw_latent(self, noise: Noise) -> Tensor:
         """Return the latents (n, z), standard normal, that `decode` makes these samples of."""
         ...
 
@@ -166,6 +168,44 @@ class Denoiser(Protocol):
 
 
 @runtime_checkable
+class Edit(Protocol):
+    """Variants of given data."""
+
+    def edit(
+        self,
+        x: Tensor,
+        noise: Noise,
+        condition: Tensor | None = None,
+        options: Any = None,
+        *,
+        strength: float = 0.5,
+    ) -> Tensor:
+        """Return variants of x, the less like it the higher the strength, (0, 1]."""
+        ...
+
+
+@runtime_checkable
+class Inpaint(Protocol):
+    """Missing parts filled in."""
+
+    def inpaint(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        noise: Noise,
+        condition: Tensor | None = None,
+        options: Any = None,
+        *,
+        resamples: int = 5,
+    ) -> Tensor:
+        """Return x with what the mask covers (1) made anew; the rest (0) as it was.
+
+        resamples: how often a step is repeated so that the two fit, where there are steps.
+        """
+        ...
+
+
+@runtime_checkable
 class Discriminate(Protocol):
     """How real data looks to a discriminator or critic."""
 
@@ -177,12 +217,14 @@ class Discriminate(Protocol):
 CAPABILITIES: dict[str, type] = {
     "encode": Encode,
     "decode": Decode,
-    "prior": Prior,
+    "draw_latent": DrawLatent,
     "reconstruct": Reconstruct,
     "log_prob": LogProbability,
     "conditionals": Conditionals,
     "bits_back": BitsBack,
     "denoiser": Denoiser,
+    "edit": Edit,
+    "inpaint": Inpaint,
     "discriminate": Discriminate,
 }
 

@@ -28,7 +28,7 @@ from poiesis.models.pictures import show
 from poiesis.rng import Noise
 from poiesis.runs import Run
 from poiesis.sampling.streaming import StopStrings, TextStream
-from poiesis.spec import Attributes, Condition, Tokens, from_json
+from poiesis.spec import Attributes, Captions, Condition, Tokens, from_json
 
 __all__ = ["Trained", "build", "load", "load_exact", "pick_device", "reproduce", "sample"]
 
@@ -58,20 +58,25 @@ def build(
     device: torch.device | str = "cpu",
 ) -> GenerativeModel:
     """Construct a model for native data `spec`, loading its parts from the run's copies."""
-    # A model is conditional where its configuration asks for it and the data has classes.
+    # A model is conditional where its configuration asks for it and the data has a condition.
     use = condition if getattr(config, "conditional", False) else None
     if isinstance(use, Attributes) and not cls.mixes_classes:
         raise ConfigError(
             f"{cls.__name__} learns by class, not by attribute; use a GAN, or one class a row "
             "(--data.label)"
         )
-    view = cls.view(config, spec)
+    if isinstance(use, Captions) and not cls.reads_captions:
+        raise ConfigError(
+            f"{cls.__name__} learns by class, not by caption; use --model.conditional false, or a "
+            "model that reads captions, e.g. flow-matching"
+        )
     names = cls.parts(config)
     if not names:
-        return _laid_out(cls(config, view, use).to(device))
+        return _laid_out(cls(config, cls.view(config, spec), use).to(device))
     if parts_folder is None:
         raise RunError(f"{cls.__name__} is built on other runs and needs a run folder")
     parts = {name: load(parts_folder / name, device=str(device)).model for name in names}
+    view = cls.view_with(config, spec, parts)
     return _laid_out(cls(config, view, use, parts=parts).to(device))  # type: ignore[call-arg]
 
 
@@ -94,6 +99,7 @@ class Trained:
         config: dict[str, Any],
         model_hash: str,
         step: int,
+        sampling: dict[str, Any] | None = None,
     ) -> None:
         self.run = run
         self.name = name
@@ -101,6 +107,7 @@ class Trained:
         self.config = config
         self.model_hash = model_hash
         self.step = step
+        self.sampling = configs.from_dict(type(model).Sampling, sampling or {}, path="sampling.")
         self.data_name: str = data["name"]
         self.variant: str = data["variant"]
         self.data_spec = from_json(data["spec"])
@@ -114,11 +121,19 @@ class Trained:
     def open_data(self) -> DataSet:
         """Open the data set it was trained on, read and split the same way."""
         data = configs.from_dict(DataConfig, self.config["data"], path="data.")
+        if not data.source:
+            raise RunError(
+                f"{str(self.run.path)!r} was imported without its data: import it again with --data"
+            )
         return open_data(data.source, data)
 
     def options(self, **changes: Any) -> Any:
-        """Return sampling options; raises ConfigError for an unknown one, with a suggestion."""
-        return configs.from_dict(type(self.model).Sampling, changes, path="sampling.")
+        """Return sampling options, the run's own but for the changes.
+
+        Raises ConfigError for an unknown one, with a suggestion.
+        """
+        cls = type(self.model).Sampling
+        return configs.from_dict(cls, changes, path="sampling.", base=self.sampling)
 
     def condition_of(self, label: str | int, n: int) -> Tensor:
         """Return the condition of n samples of a class, (n,), or with attributes, (n, k)."""
@@ -128,6 +143,11 @@ class Trained:
 
     def class_number(self, name: str | int) -> int:
         """Return a class's number by name; raises CapabilityError if the model has none."""
+        if isinstance(self.model.condition, Captions):
+            raise CapabilityError(
+                f"this {self.name} learned captions, no classes; say what to show with a prompt, "
+                f"e.g. {self.model.condition.examples[0]!r}"
+            )
         if self.model.condition is None:
             raise CapabilityError(
                 f"this {self.name} was trained without classes; train one with "
@@ -140,25 +160,49 @@ class Trained:
             )
         return self.model.condition.index(str(name))
 
+    def caption(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a caption; raises CapabilityError if the model has none, SpecError
+        for words that it never saw."""
+        if not isinstance(self.model.condition, Captions):
+            raise CapabilityError(
+                f"this {self.name} was trained without captions, so it takes no prompt; train a "
+                "diffusion model on data that has captions, e.g. shapes"
+            )
+        return self.model.condition.index(text)
+
+    def asked(
+        self, n: int, label: str | int | None = None, prompt: str | None = None
+    ) -> Tensor | None:
+        """Return the condition of n samples of a class or a caption; None without either."""
+        if prompt is not None:
+            return torch.tensor([self.caption(prompt)] * n)
+        return None if label is None else self.condition_of(label, n)
+
     def sample_native(
         self,
         n: int,
         *,
         seed: int = 0,
         label: str | int | None = None,
+        prompt: str | None = None,
+        condition: Tensor | None = None,
         options: Any = None,
         batch_size: int = 64,
         first: int = 0,
         progress: Progress | None = None,
     ) -> Tensor:
         """Return n samples as native tensors: uint8 levels (n, c, h, w), int64 tokens (n, t) or
-        float32 vectors (n, d) and audio (n, 1, t)."""
-        condition = None if label is None else self.condition_of(label, n)
+        float32 vectors (n, d) and audio (n, 1, t).
+
+        label: a class (or attributes), prompt: a caption for all; condition: one for each sample.
+        """
+        asked = self.asked(n, label, prompt)
+        condition = condition if asked is None else asked
         drawn = self.model.sample(
             n,
             seed=seed,
             condition=condition,
-            options=options,
+            options=self.sampling if options is None else options,
             batch_size=batch_size,
             first=first,
             progress=progress,
@@ -181,18 +225,21 @@ class Trained:
     ) -> list[Any]:
         """Return n raw samples: pictures (PIL), texts, rows of numbers or int16 sound (NumPy).
 
-        Sample i depends on (seed, first + i) alone. label: a class by name or number. prompt, stop,
+        Sample i depends on (seed, first + i) alone. label: a class by name or number. prompt: a
+        caption of what to show, for a model that learned captions. prompt, stop,
         on_text(sample, piece): for text, what to continue, where to stop, and who hears each piece
         at once. options: the model's sampling options by name.
         """
         configs.check("n", n, low=1)
         configs.check("batch_size", batch_size, low=1)
         chosen = self.options(**options)
-        if prompt is None and not stop and on_text is None:
+        continued = prompt is not None and not isinstance(self.model.condition, Captions)
+        if not continued and not stop and on_text is None:
             native = self.sample_native(
                 n,
                 seed=seed,
                 label=label,
+                prompt=prompt,
                 options=chosen,
                 batch_size=batch_size,
                 first=first,
@@ -221,8 +268,8 @@ class Trained:
         spec = self.data_spec
         if generate is None or not (isinstance(spec, Tokens) and spec.stream):
             raise CapabilityError(
-                f"this {self.name} on {self.data_name} can't continue a prompt or stop at a text; "
-                "a transformer trained on text can"
+                f"this {self.name} on {self.data_name} takes no prompt and stops at no text; a "
+                "transformer trained on text does, a diffusion model trained on captions draws one"
             )
         count = len(noise)
         prompt = prompt or "\n"
@@ -250,14 +297,20 @@ class Trained:
             take(row, stream.flush())
         return [prompt + "".join(parts) for parts in pieces]
 
-    def class_names(self, n: int, label: str | int | None = None) -> list[str] | None:
-        """Return the classes or attributes of the first n samples; None without any."""
+    def class_names(
+        self, n: int, label: str | int | None = None, prompt: str | None = None
+    ) -> list[str] | None:
+        """Return the classes, attributes or captions of the first n samples; None without any."""
         condition = self.model.condition
         if condition is None:
             return None
+        if prompt is not None:
+            return [prompt] * n
         drawn = self.model.default_condition(0, n) if label is None else self.condition_of(label, n)
         assert drawn is not None
         numbers = drawn.tolist()
+        if isinstance(condition, Captions):
+            return [condition.text(tokens) for tokens in numbers]
         if isinstance(condition, Attributes):
             return [condition.describe(values) for values in numbers]
         return [condition.names[number] if condition.names else str(number) for number in numbers]
@@ -329,7 +382,8 @@ def load(
     model.eval().requires_grad_(False)
     key = "ema.safetensors" if weights == "average" and found.tensors("ema.safetensors") else ""
     model_hash = found.hashes[key or "model.safetensors"]
-    return Trained(folder, config["name"], model, data, config, model_hash, found.step)
+    sampling = folder.read_json("sampling.json")
+    return Trained(folder, config["name"], model, data, config, model_hash, found.step, sampling)
 
 
 def sample(
@@ -398,6 +452,8 @@ def sample(
         )
     if table:
         return [_write_table(trained, codec, raws, n, folder, how)]
+    captioned = isinstance(trained.model.condition, Captions)
+    captions = trained.class_names(n, label, prompt) if captioned else None
     digits = max(5, len(str(n - 1)))
     paths = [folder / f"{index:0{digits}d}{codec.suffix}" for index in range(n)]
     try:
@@ -405,6 +461,8 @@ def sample(
         for index, raw in enumerate(raws, start):
             first = index // batch_size * batch_size
             recipe = trained.recipe(index, first, min(batch_size, n - first), **how)
+            if captions is not None:
+                recipe["caption"] = captions[index]
             codec.write(raw, paths[index], recipe)
         if not isinstance(trained.data_spec, Tokens) and processes.main():
             most = max(100, codec.shown) if codec.suffix == ".png" else codec.shown

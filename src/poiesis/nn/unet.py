@@ -1,45 +1,92 @@
 """The U-Net of denoising diffusion (arXiv 2006.11239, appendix B), for any image size.
 
 Residual blocks of group normalisation, SiLU and 3x3 convolutions over several resolutions, with
-single-head self-attention at chosen ones and in the middle; the noise level enters every block.
-Modules are named after the `UNet2DModel` layout of published weights, so that a file of those maps
-one to one. Shapes: b batch, c channels, h height, w width, e embedding.
+self-attention at chosen ones and in the middle; the noise level enters every block. Modules are
+named after the `UNet2DModel` layout of published weights, so that a file of those maps one to one.
+Shapes: b batch, c channels, h height, w width, e embedding.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from poiesis.config import check
+from poiesis.errors import ConfigError
 from poiesis.nn.dropout import Dropout
 from poiesis.nn.group_norm import GroupNorm
+from poiesis.nn.text_encoder import Text, TextEncoder
 
-__all__ = ["UNet", "sinusoidal_embedding"]
-
-_EPS = 1e-6
+__all__ = ["UNet", "UNetOptions", "sinusoidal_embedding"]
 
 
-def sinusoidal_embedding(t: Tensor, dim: int) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class UNetOptions:
+    """Finer points in which published U-Nets differ; the defaults are DDPM's."""
+
+    head_width: int | None = None
+    """Channels of an attention head; none is one head of all channels."""
+    scale_shift: bool = False
+    """The noise level scales the features too, not only shifts them (arXiv 2102.09672)."""
+    padding: Literal["end", "both"] = "end"
+    """Sides of an image that are padded before it is halved: right and bottom, or all four."""
+    norm_eps: float = 1e-6
+    """What normalisations add to the variance."""
+    middle_groups: int | None = None
+    """Groups of the normalisation before the middle's attention; none is as many as elsewhere, 0
+    leaves it out."""
+    cosines_first: bool = False
+    """Order of the noise level's embedding: cosines, then sines."""
+    frequency_shift: Literal[0, 1] = 1
+    """1: its frequencies reach 1e-4; 0: they end one step before."""
+
+    def __post_init__(self) -> None:
+        check("unet.head_width", self.head_width, low=1)
+        check("unet.norm_eps", self.norm_eps, low=0, high=1)
+        check("unet.middle_groups", self.middle_groups, low=0)
+
+
+def sinusoidal_embedding(
+    t: Tensor, dim: int, *, cosines_first: bool = False, frequency_shift: int = 1
+) -> Tensor:
     """Embed noise levels (b,) as [sin, cos] of geometric frequencies 1…1e-4, (b, dim), float32."""
     half = dim // 2
-    steps = torch.arange(half, dtype=torch.float32, device=t.device) / max(half - 1, 1)
+    steps = torch.arange(half, dtype=torch.float32, device=t.device)
+    steps = steps / max(half - frequency_shift, 1)
     phase_be = t.float()[:, None] * torch.exp(-math.log(10_000) * steps)
-    return F.pad(torch.cat([phase_be.sin(), phase_be.cos()], dim=1), (0, dim - 2 * half))
+    waves = [phase_be.sin(), phase_be.cos()]
+    if cosines_first:
+        waves.reverse()
+    return F.pad(torch.cat(waves, dim=1), (0, dim - 2 * half))
 
 
 class ResBlock(nn.Module):
-    """norm, SiLU, conv, + noise level, norm, SiLU, dropout, conv, + input."""
+    """norm, SiLU, conv, + noise level, norm, SiLU, dropout, conv, + input.
 
-    def __init__(self, c_in: int, c_out: int, embedding: int, groups: int, dropout: float) -> None:
+    With scale_shift the noise level comes after the second norm: · (1 + scale) + shift.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        embedding: int,
+        groups: int,
+        dropout: float,
+        options: UNetOptions,
+    ) -> None:
         super().__init__()
-        self.norm1 = GroupNorm(groups, c_in, eps=_EPS)
+        self.scale_shift = options.scale_shift
+        self.norm1 = GroupNorm(groups, c_in, eps=options.norm_eps)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.time_emb_proj = nn.Linear(embedding, c_out)
-        self.norm2 = GroupNorm(groups, c_out, eps=_EPS)
+        self.time_emb_proj = nn.Linear(embedding, 2 * c_out if options.scale_shift else c_out)
+        self.norm2 = GroupNorm(groups, c_out, eps=options.norm_eps)
         self.dropout = Dropout(dropout)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
@@ -47,44 +94,83 @@ class ResBlock(nn.Module):
     def forward(self, x_bchw: Tensor, emb_be: Tensor) -> Tensor:
         """Return (b, c_out, h, w)."""
         h = self.conv1(F.silu(self.norm1(x_bchw)))
-        h = h + self.time_emb_proj(F.silu(emb_be))[:, :, None, None]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        level = self.time_emb_proj(F.silu(emb_be))[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = level.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + level)
+        h = self.conv2(self.dropout(F.silu(h)))
         return self.conv_shortcut(x_bchw) + h
 
 
 class Attention(nn.Module):
-    """Self-attention of one head over all pixels, with a residual connection."""
+    """Self-attention over all pixels, with a residual connection.
 
-    def __init__(self, channels: int, groups: int) -> None:
+    groups: of the normalisation, 0 for none. heads: a divisor of `channels`. text_width: of the
+    vectors of a caption, to which the pixels then attend too; 0 is none.
+    """
+
+    def __init__(
+        self, channels: int, groups: int, heads: int, eps: float, text_width: int = 0
+    ) -> None:
         super().__init__()
-        self.group_norm = GroupNorm(groups, channels, eps=_EPS)
+        self.heads = heads
+        self.group_norm = GroupNorm(groups, channels, eps=eps) if groups else nn.Identity()
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
         self.to_out = nn.Linear(channels, channels)
+        self.text = CrossAttention(channels, groups, eps, text_width) if text_width else None
 
-    def forward(self, x_bchw: Tensor) -> Tensor:
+    def forward(self, x_bchw: Tensor, text: Text | None = None) -> Tensor:
         """Return the same shape."""
         b, c, h, w = x_bchw.shape
         # In channels-last memory these reshapes are views.
-        tokens = self.group_norm(x_bchw).flatten(2).transpose(1, 2)[:, None]
-        out = F.scaled_dot_product_attention(
-            self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
+        tokens = self.group_norm(x_bchw).flatten(2).transpose(1, 2)
+        q, k, v = (
+            project(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for project in (self.to_q, self.to_k, self.to_v)
         )
-        out = self.to_out(out)[:, 0].transpose(1, 2).reshape(b, c, h, w)
-        return x_bchw + out
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        out = self.to_out(out).transpose(1, 2).reshape(b, c, h, w)
+        x_bchw = x_bchw + out
+        return x_bchw if self.text is None else self.text(x_bchw, text)
+
+
+class CrossAttention(nn.Module):
+    """Attention of the pixels to the tokens of a caption (arXiv 2112.10752), + input."""
+
+    def __init__(self, channels: int, groups: int, eps: float, text_width: int) -> None:
+        super().__init__()
+        self.heads = math.gcd(channels, 4)
+        self.group_norm = GroupNorm(groups, channels, eps=eps) if groups else nn.Identity()
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(text_width, channels)
+        self.to_v = nn.Linear(text_width, channels)
+        self.to_out = nn.Linear(channels, channels)
+
+    def forward(self, x_bchw: Tensor, text: Text) -> Tensor:
+        """Return the same shape."""
+        pixels = self.group_norm(x_bchw).flatten(2).transpose(1, 2)
+        parts = self.to_q(pixels), self.to_k(text.tokens), self.to_v(text.tokens)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=text.mask[:, None, None])
+        out = self.to_out(out.transpose(1, 2).flatten(2))
+        return x_bchw + out.transpose(1, 2).reshape(x_bchw.shape)
 
 
 class Downsample(nn.Module):
-    """Halve the resolution by a convolution of stride 2, padded at the right and bottom only."""
+    """Halve the resolution by a convolution of stride 2, padded at the right and bottom or both."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, padding: Literal["end", "both"]) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.end = padding == "end"
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if self.end else 1)
 
     def forward(self, x_bchw: Tensor) -> Tensor:
         """Return (b, c, h/2, w/2)."""
-        return self.conv(F.pad(x_bchw, (0, 1, 0, 1)))
+        return self.conv(F.pad(x_bchw, (0, 1, 0, 1)) if self.end else x_bchw)
 
 
 class Upsample(nn.Module):
@@ -113,19 +199,21 @@ class Level(nn.Module):
         self.attentions = nn.ModuleList(attentions)
         self.resample = resample
 
-    def block(self, i: int, x_bchw: Tensor, emb_be: Tensor) -> Tensor:
+    def block(self, i: int, x_bchw: Tensor, emb_be: Tensor, text: Text | None = None) -> Tensor:
         """Run residual block i and the attention after it, if there is one."""
         x_bchw = self.resnets[i](x_bchw, emb_be)
-        return self.attentions[i](x_bchw) if i < len(self.attentions) else x_bchw
+        return self.attentions[i](x_bchw, text) if i < len(self.attentions) else x_bchw
 
 
 class DownLevel(Level):
     """A resolution on the way down; it remembers what each module made."""
 
-    def forward(self, x_bchw: Tensor, emb_be: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(
+        self, x_bchw: Tensor, emb_be: Tensor, skips: list[Tensor], text: Text | None = None
+    ) -> Tensor:
         """Return the (halved) features and append all intermediate ones to `skips`."""
         for i in range(len(self.resnets)):
-            x_bchw = self.block(i, x_bchw, emb_be)
+            x_bchw = self.block(i, x_bchw, emb_be, text)
             skips.append(x_bchw)
         if self.resample is not None:
             x_bchw = self.resample(x_bchw)
@@ -136,20 +224,22 @@ class DownLevel(Level):
 class MiddleLevel(Level):
     """The coarsest resolution between the ways down and up."""
 
-    def forward(self, x_bchw: Tensor, emb_be: Tensor) -> Tensor:
+    def forward(self, x_bchw: Tensor, emb_be: Tensor, text: Text | None = None) -> Tensor:
         """Return the same shape."""
         for i in range(len(self.resnets)):
-            x_bchw = self.block(i, x_bchw, emb_be)
+            x_bchw = self.block(i, x_bchw, emb_be, text)
         return x_bchw
 
 
 class UpLevel(Level):
     """A resolution on the way up; each block also sees what the way down remembered."""
 
-    def forward(self, x_bchw: Tensor, emb_be: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(
+        self, x_bchw: Tensor, emb_be: Tensor, skips: list[Tensor], text: Text | None = None
+    ) -> Tensor:
         """Return the (doubled) features, taking one tensor off `skips` per block."""
         for i in range(len(self.resnets)):
-            x_bchw = self.block(i, torch.cat([x_bchw, skips.pop()], dim=1), emb_be)
+            x_bchw = self.block(i, torch.cat([x_bchw, skips.pop()], dim=1), emb_be, text)
         return x_bchw if self.resample is None else self.resample(x_bchw)
 
 
@@ -157,10 +247,12 @@ class UNet(nn.Module):
     """The network: (x_t, noise level, class) → an image of the same shape.
 
     channels: width of the first resolution, a multiple of `groups`. multipliers: width of each
-    resolution in units of `channels`, from fine to coarse; height and width must be divisible by
-    2^(len − 1). blocks: residual blocks per resolution. attention: whether each resolution has
-    attention; the middle always does. classes: 0, or the number of classes; class number `classes`
-    then means "no class".
+    resolution in units of `channels`, from fine to coarse, fractions allowed; height and width must
+    be divisible by 2^(len − 1). blocks: residual blocks per resolution. attention: whether each
+    resolution has attention; the middle always does. classes: 0, or the number of classes; class
+    number `classes` then means "no class". captions: tokens and length of captions, or None;
+    attention is then paid to their tokens too. text_width, text_layers: sizes of the encoder of
+    these. Raises ConfigError for widths that groups or heads don't divide.
     """
 
     def __init__(
@@ -168,25 +260,51 @@ class UNet(nn.Module):
         *,
         image_channels: int,
         channels: int,
-        multipliers: Sequence[int],
+        multipliers: Sequence[float],
         blocks: int,
         attention: Sequence[bool],
         groups: int = 32,
         dropout: float = 0.0,
         classes: int = 0,
+        options: UNetOptions | None = None,
+        captions: tuple[int, int] | None = None,
+        text_width: int = 64,
+        text_layers: int = 2,
     ) -> None:
         super().__init__()
+        options = options or UNetOptions()
         embedding = 4 * channels
-        widths = [channels * m for m in multipliers]
+        widths = [round(channels * m) for m in multipliers]
         self.channels = channels
+        self.options = options
+        middle_groups = groups if options.middle_groups is None else options.middle_groups
+        for width in widths:
+            _check_divides("groups", groups, width)
+        _check_divides("unet.middle_groups", middle_groups or 1, widths[-1])
 
         def res(c_in: int, c_out: int) -> ResBlock:
-            return ResBlock(c_in, c_out, embedding, groups, dropout)
+            return ResBlock(c_in, c_out, embedding, groups, dropout, options)
+
+        def attend(width: int, groups: int = groups) -> Attention:
+            each = options.head_width or width
+            _check_divides("unet.head_width", each, width)
+            read = text_width if captions else 0
+            return Attention(width, groups, width // each, options.norm_eps, read)
 
         self.time_embedding = nn.Sequential(
             nn.Linear(channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
         self.class_embedding = nn.Embedding(classes + 1, embedding) if classes else None
+        self.text_encoder = None
+        if captions is not None:
+            vocabulary, length = captions
+            self.text_encoder = TextEncoder(
+                vocabulary=vocabulary,
+                length=length,
+                width=text_width,
+                layers=text_layers,
+                out=embedding,
+            )
         self.conv_in = nn.Conv2d(image_channels, channels, 3, padding=1)
 
         current = channels
@@ -194,16 +312,16 @@ class UNet(nn.Module):
         self.down_blocks = nn.ModuleList()
         for i, width in enumerate(widths):
             resnets = [res(current if j == 0 else width, width) for j in range(blocks)]
-            attentions = [Attention(width, groups) for _ in range(blocks) if attention[i]]
+            attentions = [attend(width) for _ in range(blocks) if attention[i]]
             last = i == len(widths) - 1
             self.down_blocks.append(
-                DownLevel(resnets, attentions, None if last else Downsample(width))
+                DownLevel(resnets, attentions, None if last else Downsample(width, options.padding))
             )
             skips += [width] * (blocks if last else blocks + 1)
             current = width
 
         self.mid_block = MiddleLevel(
-            [res(current, current), res(current, current)], [Attention(current, groups)]
+            [res(current, current), res(current, current)], [attend(current, middle_groups)]
         )
 
         self.up_blocks = nn.ModuleList()
@@ -212,10 +330,10 @@ class UNet(nn.Module):
             for _ in range(blocks + 1):
                 resnets.append(res(current + skips.pop(), width))
                 current = width
-            attentions = [Attention(width, groups) for _ in range(blocks + 1) if attention[i]]
+            attentions = [attend(width) for _ in range(blocks + 1) if attention[i]]
             self.up_blocks.append(UpLevel(resnets, attentions, Upsample(width) if i else None))
 
-        self.conv_norm_out = GroupNorm(groups, current, eps=_EPS)
+        self.conv_norm_out = GroupNorm(groups, current, eps=options.norm_eps)
         self.conv_out = nn.Conv2d(current, image_channels, 3, padding=1)
         self._init_weights()
 
@@ -228,23 +346,45 @@ class UNet(nn.Module):
         for module in self.modules():
             if isinstance(module, ResBlock):
                 nn.init.zeros_(module.conv2.weight)
-            elif isinstance(module, Attention):
+            elif isinstance(module, (Attention, CrossAttention)):
                 nn.init.zeros_(module.to_out.weight)
         nn.init.zeros_(self.conv_out.weight)
 
     def forward(self, x_bchw: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return (b, image_channels, h, w). t: levels (b,). condition: int64 (b,) or None."""
-        emb_be = self.time_embedding(sinusoidal_embedding(t, self.channels))
+        """Return (b, image_channels, h, w). t: levels (b,).
+
+        condition: int64, classes (b,) or captions (b, length); None is without.
+        """
+        waves_be = sinusoidal_embedding(
+            t,
+            self.channels,
+            cosines_first=self.options.cosines_first,
+            frequency_shift=self.options.frequency_shift,
+        )
+        emb_be = self.time_embedding(waves_be)
         if self.class_embedding is not None:
             if condition is None:
-                condition = torch.full_like(t, self.class_embedding.num_embeddings - 1)
+                none = self.class_embedding.num_embeddings - 1
+                condition = torch.full_like(t, none, dtype=torch.long)
             emb_be = emb_be + self.class_embedding(condition)
+        text = None
+        if self.text_encoder is not None:
+            if condition is None:
+                condition = torch.zeros(len(t), 0, dtype=torch.long, device=t.device)
+            text = self.text_encoder(condition)
+            emb_be = emb_be + text.whole
 
         x = self.conv_in(x_bchw)
         skips = [x]
         for level in self.down_blocks:
-            x = level(x, emb_be, skips)
-        x = self.mid_block(x, emb_be)
+            x = level(x, emb_be, skips, text)
+        x = self.mid_block(x, emb_be, text)
         for level in self.up_blocks:
-            x = level(x, emb_be, skips)
+            x = level(x, emb_be, skips, text)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+def _check_divides(name: str, value: int, width: int) -> None:
+    """Raise ConfigError unless an option divides the width of a resolution."""
+    if width % value:
+        raise ConfigError(f"{name} = {value} does not divide the {width} channels of a resolution")

@@ -13,6 +13,7 @@ __all__ = ["curve", "panels", "smooth"]
 _INK = "#010203"
 """Stands for the page's text colour: replaced in the SVG by currentColor."""
 _TRAIN, _HELD_OUT = "#3b82c4", "#e0803a"
+_NULL, _BOUND = "#4a9d5b", "#d05454"
 _LOG_RANGE = 30.0
 """Positive values that span more than this factor are drawn on a logarithmic axis."""
 
@@ -45,16 +46,27 @@ def panels(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tup
     return found
 
 
-def curve(title: str, train: Points = (), held_out: Points = ()) -> str:
+def curve(
+    title: str,
+    train: Points = (),
+    held_out: Points = (),
+    *,
+    looks: Points = (),
+    null: float | None = None,
+    bound: float | None = None,
+) -> str:
     """Return an inline SVG of one quantity over the steps: training, smoothed, and held-out data.
 
-    The vertical axis is logarithmic where positive values span more than a factor of 30.
+    looks: of the health monitors. null, bound: lines at what real data give, and at what is taken
+    for a fault. The vertical axis is logarithmic where positive values span more than a factor of
+    30.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    values = [y for _, y in [*train, *held_out] if math.isfinite(y)]
+    values = [y for _, y in [*train, *held_out, *looks] if math.isfinite(y)]
+    values += [level for level in (null, bound) if level is not None]
     settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": title,
@@ -79,6 +91,11 @@ def curve(title: str, train: Points = (), held_out: Points = ()) -> str:
         if held_out:
             steps, raw = zip(*held_out, strict=True)
             axes.plot(steps, raw, color=_HELD_OUT, linewidth=1.6, marker="o", markersize=2.5)
+        if looks:
+            axes.plot(*zip(*looks, strict=True), color=_TRAIN, linewidth=1.4, marker="o", ms=2.5)
+        for level, colour, style in ((null, _NULL, "--"), (bound, _BOUND, ":")):
+            if level is not None:
+                axes.axhline(level, color=colour, linestyle=style, linewidth=1.2)
         if values and min(values) > 0 and max(values) / min(values) > _LOG_RANGE:
             axes.set_yscale("log")
         axes.set_title(title.replace("_", " "), loc="left", fontsize=10)

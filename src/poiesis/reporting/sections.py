@@ -25,6 +25,7 @@ from poiesis.metrics.extractors import Extractor
 from poiesis.models import trained as trained_models
 from poiesis.models.pictures import show
 from poiesis.models.trained import Trained
+from poiesis.reporting.health import health_section
 from poiesis.reporting.neighbours import Copying, copying
 from poiesis.reporting.plots import curve, panels
 from poiesis.runs import Run
@@ -100,6 +101,10 @@ class RunSection:
     neighbours_missing: str = ""
     curves: list[str] = field(default_factory=list)
     gradients: list[str] = field(default_factory=list)
+    alarms: list[str] = field(default_factory=list)
+    health: list[str] = field(default_factory=list)
+    networks_health: list[str] = field(default_factory=list)
+    looks: str = ""
     numbers: list[dict[str, str]] = field(default_factory=list)
     classes: list[dict[str, Any]] = field(default_factory=list)
     classes_note: str = ""
@@ -139,6 +144,7 @@ def gather(path: str | Path, *, samples: int = 64, label: str = "") -> RunSectio
     drawn = {
         name: curve(name, kinds.get("train", ()), kinds.get("validation", ()))
         for name, kinds in charts.items()
+        if kinds.keys() & {"train", "validation"}
     }
     stored = run.read_json("data.json", {})
     return RunSection(
@@ -161,6 +167,7 @@ def gather(path: str | Path, *, samples: int = 64, label: str = "") -> RunSectio
         config=save_yaml(run.config()),
         environment=save_yaml(run.read_json("env.json", {})),
         skipped=stored.get("skipped") or [],
+        **health_section(run),
         **shown,
     )
 

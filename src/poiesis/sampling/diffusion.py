@@ -1,4 +1,4 @@
-"""Gaussian diffusion without a network: schedules, conversions, samplers, the likelihood bound.
+"""Gaussian diffusion without a network: schedules, conversions, paths, the likelihood bound.
 
 Everywhere x_t = α_t x0 + σ_t ε with ε ~ N(0, 1). A sampler knows a model only as a *denoiser*, a
 function (x_t, level) → estimate of x0; `x0_from` makes one from a network trained on any target.
@@ -17,40 +17,52 @@ import torch
 from torch import Tensor
 
 from poiesis.config import check
-from poiesis.rng import Noise
 
 __all__ = [
+    "DATA_STD",
+    "LINEAR_BETAS",
+    "SCHEDULES",
     "Denoise",
     "NoiseSchedule",
     "Path",
     "Prediction",
     "Spacing",
-    "ancestral",
     "clip_x0",
     "cosine_schedule",
-    "ddim",
     "decoder_level",
     "decoder_log_likelihood",
-    "dpm_solver_pp",
     "epsilon_from",
     "guide",
     "linear_schedule",
     "make_path",
+    "noise_schedule",
     "posterior",
     "prior_kl",
+    "rescale",
+    "scaled_linear_schedule",
+    "sigmoid_schedule",
     "step_kl",
     "target_of",
     "x0_from",
+    "x0_gain",
 ]
 
 Denoise = Callable[[Tensor, Any], Tensor]
 """(x_t of shape (b, …), level as its Path names it) → estimate of x0, float32, same shape."""
 
-Prediction = Literal["eps", "x0", "v"]
-"""What a network predicts: the noise, the clean data, or v = α ε − σ x0 (arXiv 2202.00512)."""
+Prediction = Literal["eps", "x0", "v", "velocity", "F"]
+"""What a network predicts: the noise, the clean data, v = α ε − σ x0 (arXiv 2202.00512), the
+velocity ε − x0 of straight lines (2210.02747), or EDM's F, a mixture of noise and data that has
+unit variance at every level (2206.00364, eq. 7)."""
 
 Spacing = Literal["uniform", "trailing", "quadratic", "logsnr"]
 """How the levels of a path are chosen; see `make_path`."""
+
+DATA_STD = 0.5
+"""EDM's σ_data: the standard deviation of data in [-1, 1]."""
+
+LINEAR_BETAS = (1e-4, 0.02)
+"""First and last β of DDPM's schedule at T = 1000."""
 
 _BETA_MAX = 0.999
 """Improved DDPM's cap, which keeps the last step of the cosine schedule from being singular."""
@@ -81,6 +93,14 @@ class NoiseSchedule:
             sigma=(-torch.expm1(log_alpha_bar)).sqrt(),
         )
 
+    def to_zero_snr(self) -> NoiseSchedule:
+        """Return the schedule with sqrt(ᾱ) moved and stretched to end at 0 (arXiv 2305.08891)."""
+        first, last = self.alpha[0], self.alpha[-1]
+        alpha = (self.alpha - last) * first / (first - last)
+        alpha_bar = alpha**2
+        before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+        return NoiseSchedule(1 - alpha_bar / before, alpha_bar, alpha, (1 - alpha_bar).sqrt())
+
     @property
     def steps(self) -> int:
         """Number of levels T."""
@@ -92,11 +112,18 @@ class NoiseSchedule:
         return self.alpha.log() - self.sigma.log()
 
 
-def linear_schedule(steps: int) -> NoiseSchedule:
+def linear_schedule(steps: int, betas: tuple[float, float] = LINEAR_BETAS) -> NoiseSchedule:
     """β from 1e-4 to 0.02 at T = 1000, scaled by 1000/T otherwise (arXiv 2006.11239, section 4)."""
-    scale = 1000 / steps
-    betas = torch.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=torch.float64)
-    return NoiseSchedule.of_betas(betas.clamp(max=_BETA_MAX))
+    first, last = (beta * 1000 / steps for beta in betas)
+    found = torch.linspace(first, last, steps, dtype=torch.float64)
+    return NoiseSchedule.of_betas(found.clamp(max=_BETA_MAX))
+
+
+def scaled_linear_schedule(steps: int, betas: tuple[float, float] = LINEAR_BETAS) -> NoiseSchedule:
+    """Return the schedule whose sqrt(β) is linear, as latent diffusion's (arXiv 2112.10752)."""
+    first, last = (math.sqrt(beta * 1000 / steps) for beta in betas)
+    found = torch.linspace(first, last, steps, dtype=torch.float64) ** 2
+    return NoiseSchedule.of_betas(found.clamp(max=_BETA_MAX))
 
 
 def cosine_schedule(steps: int) -> NoiseSchedule:
@@ -105,6 +132,30 @@ def cosine_schedule(steps: int) -> NoiseSchedule:
     t = torch.arange(steps + 1, dtype=torch.float64) / steps
     alpha_bar = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
     return NoiseSchedule.of_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=_BETA_MAX))
+
+
+def sigmoid_schedule(steps: int) -> NoiseSchedule:
+    """ᾱ falls as a sigmoid over [-3, 3], from 1 to 0 (arXiv 2212.11972, algorithm 1, τ = 1)."""
+    t = torch.arange(steps + 1, dtype=torch.float64) / steps
+    start, end = (torch.sigmoid(torch.tensor(v, dtype=torch.float64)) for v in (-3.0, 3.0))
+    alpha_bar = (end - torch.sigmoid(t * 6 - 3)) / (end - start)
+    return NoiseSchedule.of_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=_BETA_MAX))
+
+
+SCHEDULES: dict[str, Callable[..., NoiseSchedule]] = {
+    "linear": linear_schedule,
+    "scaled-linear": scaled_linear_schedule,
+    "cosine": cosine_schedule,
+    "sigmoid": sigmoid_schedule,
+}
+"""Name → function of the number of levels T; those named linear also take the ends of β."""
+
+
+def noise_schedule(
+    name: str, steps: int, betas: tuple[float, float] = LINEAR_BETAS
+) -> NoiseSchedule:
+    """Return a listed schedule of `steps` levels; betas: see `linear_schedule`."""
+    return SCHEDULES[name](steps, **({"betas": betas} if "linear" in name else {}))
 
 
 # -- training targets -----------------------------------------------------------------------------
@@ -116,7 +167,14 @@ def target_of(
     """Return what a network of this target should say; all arguments broadcast."""
     if prediction == "eps":
         return eps
-    return x0 if prediction == "x0" else alpha * eps - sigma * x0
+    if prediction == "x0":
+        return x0
+    if prediction == "v":
+        return alpha * eps - sigma * x0
+    if prediction == "velocity":
+        return eps - x0
+    skip, out = _edm_coefficients(alpha, sigma)
+    return (x0 - skip * (alpha * x0 + sigma * eps)) / out
 
 
 def x0_from(
@@ -132,7 +190,33 @@ def x0_from(
     """
     if prediction == "eps":
         return (x_t - sigma * output) / alpha
-    return output if prediction == "x0" else alpha * x_t - sigma * output
+    if prediction == "x0":
+        return output
+    if prediction == "v":
+        return alpha * x_t - sigma * output
+    if prediction == "velocity":
+        return (x_t - sigma * output) / (alpha + sigma)
+    skip, out = _edm_coefficients(alpha, sigma)
+    return skip * x_t + out * output
+
+
+def x0_gain(prediction: Prediction, alpha: Tensor | float, sigma: Tensor | float) -> Tensor | float:
+    """Return |∂x0/∂output| of `x0_from`: what an error of the output is in units of the data."""
+    if prediction == "eps":
+        return sigma / alpha
+    if prediction == "x0":
+        return 1.0
+    if prediction == "v":
+        return sigma
+    if prediction == "velocity":
+        return sigma / (alpha + sigma)
+    return _edm_coefficients(alpha, sigma)[1]
+
+
+def _edm_coefficients(alpha: Tensor | float, sigma: Tensor | float) -> tuple[Any, Any]:
+    """Return c_skip / α and c_out of arXiv 2206.00364, table 1, for x/α and σ/α; α may be 0."""
+    variance = sigma**2 + (alpha * DATA_STD) ** 2
+    return alpha * DATA_STD**2 / variance, sigma * DATA_STD / variance**0.5
 
 
 def epsilon_from(x0: Tensor, x_t: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
@@ -146,6 +230,18 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     It is linear, so it may be applied to estimates of x0 as well as of ε: at one x_t they agree.
     """
     return unconditional + scale * (conditional - unconditional)
+
+
+def rescale(guided: Tensor, conditional: Tensor, share: float) -> Tensor:
+    """Take back a share of what guidance added to each sample's spread (arXiv 2305.08891, eq. 15).
+
+    Applied here to estimates of x0.
+    """
+    if share == 0:
+        return guided
+    shape = (-1, *[1] * (guided.ndim - 1))
+    ratio = conditional.flatten(1).std(1) / guided.flatten(1).std(1).clamp(min=1e-8)
+    return guided * (share * ratio + 1 - share).view(shape)
 
 
 def clip_x0(x0: Tensor, mode: Literal["none", "static", "dynamic"]) -> Tensor:
@@ -177,6 +273,8 @@ class Path:
     levels: Sequence[Any]
     alpha: Sequence[float]
     sigma: Sequence[float]
+    level_at: Callable[[float], tuple[float, float, Any]] | None = None
+    """λ = log(α/σ) → (α, σ, level) for levels between, of processes in continuous time."""
 
     def log_snr(self, i: int) -> float:
         """λ = log(α/σ) of point i, where σ > 0."""
@@ -226,7 +324,7 @@ def _equal_log_snr(schedule: NoiseSchedule, steps: int) -> Tensor:
     return torch.tensor([schedule.steps - 1])
 
 
-# -- samplers -------------------------------------------------------------------------------------
+# -- one step back ---------------------------------------------------------------------------------
 
 
 def posterior(
@@ -241,62 +339,6 @@ def posterior(
     large = max(sigma_t**2 - (ratio * sigma_s) ** 2, 0.0)
     share = (sigma_s / sigma_t) ** 2
     return ratio * share, alpha_s * large / sigma_t**2, large * share, large
-
-
-def ancestral(denoise: Denoise, path: Path, x: Tensor, noise: Noise) -> Tensor:
-    """DDPM's sampler with variance β_t, "fixedlarge" (arXiv 2006.11239, algorithm 2).
-
-    Over all T levels it is the paper's; over fewer, the same with the longer steps' β. The
-    "fixedsmall" variant is `ddim` with eta = 1. x: pure noise (b, …).
-    """
-    for i, level in enumerate(path.levels):
-        a, b, _, large = posterior(
-            path.alpha[i], path.sigma[i], path.alpha[i + 1], path.sigma[i + 1]
-        )
-        x = a * x + b * denoise(x, level)
-        if path.sigma[i + 1] > 0:
-            x = x + math.sqrt(large) * noise.randn(*x.shape[1:])
-    return x
-
-
-def ddim(
-    denoise: Denoise, path: Path, x: Tensor, noise: Noise | None = None, eta: float = 0.0
-) -> Tensor:
-    """Denoising diffusion implicit sampler (arXiv 2010.02502, eq. 12 and 16).
-
-    eta: 0 is deterministic, and then Euler's method for the probability-flow ODE in x/α against
-    σ/α; 1 draws as much noise as DDPM with the posterior variance. `noise` is needed if eta > 0.
-    """
-    for i, level in enumerate(path.levels):
-        alpha, sigma = path.alpha[i + 1], path.sigma[i + 1]
-        x0 = denoise(x, level)
-        eps = epsilon_from(x0, x, path.alpha[i], path.sigma[i])
-        variance = posterior(path.alpha[i], path.sigma[i], alpha, sigma)[2] * eta**2
-        x = alpha * x0 + math.sqrt(max(sigma**2 - variance, 0.0)) * eps
-        if noise is not None and variance > 0:
-            x = x + math.sqrt(variance) * noise.randn(*x.shape[1:])
-    return x
-
-
-def dpm_solver_pp(denoise: Denoise, path: Path, x: Tensor) -> Tensor:
-    """DPM-Solver++(2M): second order, one call per step (arXiv 2211.01095, algorithm 2).
-
-    The first step and the one to clean data, whose log(α/σ) is infinite, are of first order.
-    """
-    last: Tensor | None = None
-    for i, level in enumerate(path.levels):
-        alpha, sigma = path.alpha[i + 1], path.sigma[i + 1]
-        x0 = denoise(x, level)
-        data = x0
-        if last is not None and i < len(path.levels) - 1:
-            step = path.log_snr(i + 1) - path.log_snr(i)
-            ratio = (path.log_snr(i) - path.log_snr(i - 1)) / step
-            data = x0 + (x0 - last) / (2 * ratio)
-        shrink = sigma / path.sigma[i]
-        # α' (1 − e^{−h}), written without the infinite h of the last step
-        x = shrink * x + (alpha - path.alpha[i] * shrink) * data
-        last = x0
-    return x
 
 
 # -- the variational bound ------------------------------------------------------------------------
@@ -327,25 +369,30 @@ _DECODER_WIDTH = 0.7384
 """Decoder's σ in units of the noise in x_t: DDPM's own sqrt(β̃_1) / sqrt(1 − ᾱ_0) at T = 1000."""
 
 
-def decoder_level(schedule: NoiseSchedule, data_levels: int) -> tuple[int, float]:
+def decoder_level(schedule: NoiseSchedule, data_levels: int | None) -> tuple[int, float]:
     """Return (t, σ): where the chain ends and integer levels are read off with N(x̂0(x_t), σ²).
 
     It is the last t whose noise is clearly less than half the distance of two levels, where reading
     off is nearly certain. With 256 levels that is t = 0, as in DDPM; data of few levels would
-    pay many bits below it for a precision that it does not have. Any t gives a valid bound.
+    pay many bits below it for a precision that it does not have. Any t gives a valid bound. None
+    stands for real values: t = 0.
     """
     noise = schedule.sigma / schedule.alpha
-    t = max(0, int((noise <= 0.75 / (data_levels - 1)).sum()) - 1)
+    least = 0.0 if data_levels is None else 0.75 / (data_levels - 1)
+    t = max(0, int((noise <= least).sum()) - 1)
     return t, _DECODER_WIDTH * float(noise[t])
 
 
-def decoder_log_likelihood(x0: Tensor, mean: Tensor, sigma: float, levels: int) -> Tensor:
+def decoder_log_likelihood(x0: Tensor, mean: Tensor, sigma: float, levels: int | None) -> Tensor:
     """log p of integer levels, stored as x0 in [-1, 1], under N(mean, σ²) cut into bins.
 
     A bin reaches half the distance of two levels, 1/(levels − 1), to either side; the outermost
-    two have no outer edge (arXiv 2006.11239, eq. 13). Returns nats summed per sample,
-    (b,), float64.
+    two have no outer edge (arXiv 2006.11239, eq. 13). levels = None: the density of real values.
+    Returns nats summed per sample, (b,), float64.
     """
+    if levels is None:
+        z = (x0.double() - mean.double()) / sigma
+        return -(z.square() / 2 + math.log(sigma * math.sqrt(2 * math.pi))).flatten(1).sum(1)
     half = 1 / (levels - 1)
     x = ((x0.double() + 1) / (2 * half)).round() * (2 * half) - 1
     mean = mean.double()

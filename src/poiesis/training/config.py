@@ -49,6 +49,12 @@ class TrainConfig:
     """Seconds between two lines of metrics.jsonl."""
     track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Send metrics to these as well."""
+    monitors: Literal["auto"] | int | None = "auto"
+    """Look for collapse and other faults: every so many steps, or as often as 5% of the time allow;
+    none is never."""
+    rollback: int = 0
+    """Let an alarm send training back to its last healthy checkpoint, with another seed and from
+    the second time on half the learning rates; so many times at most."""
     max_bad_steps: int = 20
     """Stop after this many steps in a row whose gradients are not finite."""
 
@@ -68,4 +74,8 @@ class TrainConfig:
         for name in ("grids", "validations", "checkpoints"):
             check(f"train.{name}", getattr(self, name), low=0)
         check("train.log_every", self.log_every, low=0)
+        check("train.monitors", self.monitors if self.monitors != "auto" else None, low=1)
+        check("train.rollback", self.rollback, low=0)
+        if self.rollback and self.monitors is None:
+            raise ConfigError("train.rollback needs monitors; leave out --train.monitors none")
         check("train.max_bad_steps", self.max_bad_steps, low=1)

@@ -23,7 +23,7 @@ class Average:
 
     def __init__(self, model: GenerativeModel) -> None:
         self.model = model
-        self.decays = {network: decay for network, decay in model.ema().items() if decay}
+        self.networks = [network for network, decay in model.ema().items() if decay]
         self.shadow: dict[str, Tensor] = {}
         self._pairs: dict[tuple[str, bool], tuple[list[Tensor], list[Tensor]]] = {}
         self._copies: list[tuple[Tensor, Tensor]] = []
@@ -31,7 +31,7 @@ class Average:
 
     def _live(self) -> Iterator[tuple[str, str, Tensor]]:
         """Yield (network, name within the model, tensor) of what is averaged."""
-        for network in self.decays:
+        for network in self.networks:
             module = self.model.get_submodule(network)
             prefix = f"{network}." if network else ""
             # What a checkpoint holds: shared weights under all their names, no derived buffers.
@@ -63,8 +63,9 @@ class Average:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the averages towards the weights after 0-based `step`."""
+        decays = self.model.ema()
         for (network, _), (averages, weights) in self._pairs.items():
-            now = min(self.decays[network], (1 + step) / (10 + step))
+            now = min(decays[network], (1 + step) / (10 + step))
             torch._foreach_lerp_(averages, weights, 1 - now)  # pyright: ignore
         for average, value in self._copies:
             average.copy_(value)

@@ -13,11 +13,10 @@ FSDP2; the others are replicated.
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +26,22 @@ from torch import Tensor, nn
 from poiesis import processes
 from poiesis.data.dataset import DataSet
 from poiesis.data.loader import Loader
-from poiesis.data.views import View
-from poiesis.errors import ConfigError, PoiesisError, RunError
+from poiesis.errors import ConfigError, RunError
 from poiesis.machine import keep_memory
 from poiesis.models.base import Batch, GenerativeModel, Phase, Stage, autocast
-from poiesis.models.pictures import show
 from poiesis.rng import Draws, active, mix, seed_torch
-from poiesis.runs import Checkpoint, Run, write_atomic
+from poiesis.runs import Checkpoint, Run
 from poiesis.spec import Tokens
-from poiesis.training import distribution
+from poiesis.training import distribution, grids, state
 from poiesis.training import optimizers as optim
 from poiesis.training.config import TrainConfig
 from poiesis.training.ema import Average
-from poiesis.training.health import BadSteps, clip_gradients, gradient_norm
+from poiesis.training.health import BadSteps, Health, clip_gradients, gradient_norm
 from poiesis.training.schedule import Schedule, correct, resolve
 from poiesis.training.trackers import Bar, Tracker
 from poiesis.training.validation import held_out_means
 
 __all__ = ["Engine"]
-
-GRID_SAMPLES = 64
 
 
 class Engine:
@@ -93,15 +88,18 @@ class Engine:
         self.step = 0
         self.seconds = 0.0
         self.best = math.inf
+        self.attempt = 0
+        """How often an alarm sent training back."""
         self.stop = False
         self.prepared = False
         self._settled = -1
         self.schedule: Schedule | None = None
         self._bar: Bar | None = None
         self.watch = ""
+        self.health = Health(self)
         self._declared = dict(model.optimizers())
         self._check_names()
-        self._stage_index = -1
+        self.stage_index = -1
         self.enter(0)
 
     # -- the loop ------------------------------------------------------------------------------
@@ -117,6 +115,7 @@ class Engine:
         tokens = isinstance(self.model.spec, Tokens)
         bar = Bar(self.title, schedule.total, unit="tok" if tokens else "img", quiet=self.quiet)
         self._bar = bar
+        self.health.begin()
         started, done_before = time.monotonic() - self.seconds, self.step
         logs: dict[str, list[Tensor]] = {}
         last_log, last_bar, items, items_at = time.monotonic(), 0.0, 0, time.monotonic()
@@ -125,10 +124,11 @@ class Engine:
         try:
             while self.step < schedule.total and not self.stop:
                 self.enter(self._stage_of(self.step))
-                for name, value in self.run_step().items():
+                found = self.run_step()
+                for name, value in found.items():
                     logs.setdefault(name, []).append(value)
                 self.step += 1
-                stage = self.stages[self._stage_index]
+                stage = self.stages[self.stage_index]
                 items += self.batch_size(stage) * (self.model.spec.dims if tokens else 1)
                 now = time.monotonic()
                 self.seconds, stop = processes.largest(now - started, self.stop)
@@ -138,7 +138,7 @@ class Engine:
                 if due:
                     means = {n: float(torch.stack(v).float().mean()) for n, v in logs.items()}
                     rate = items / max(1e-9, now - items_at)
-                    self._log({**means, "rate": rate, "seconds": self.seconds}, "train")
+                    self.log({**means, "rate": rate, "seconds": self.seconds}, "train")
                     logs, last_log, items, items_at = {}, now, 0, now
                 if due or now - last_bar > 0.5:
                     last_bar = now
@@ -152,7 +152,11 @@ class Engine:
                         self.save()
                         self.run.write_json("schedule.json", vars(schedule))
                 pause = time.monotonic()
-                self._milestones(schedule)
+                # Before a checkpoint: a resume then knows of this look.
+                if self.health.due() and self.health.look(found):
+                    logs, fit_started, done_before = {}, time.monotonic(), self.step
+                else:
+                    self._milestones(schedule)
                 items_at += time.monotonic() - pause
         finally:
             bar.close()
@@ -163,13 +167,11 @@ class Engine:
 
     def run_step(self) -> dict[str, Tensor]:
         """Run the phases that are due in this step; return their mean losses and logs."""
-        stage = self.stages[self._stage_index]
-        done = self._step_in_stage()
+        stage = self.stages[self.stage_index]
+        done, length = self.step_in_stage(), self._stage_length()
+        self.model.progress = done / length
         for name, optimizer in self.optimizers.items():
-            declared = self._declared[name]
-            now = optim.factor(declared.schedule, done, self._stage_length())
-            for group in optimizer.param_groups:
-                group["lr"] = declared.lr * now
+            optim.follow(optimizer, self._declared[name], done, length, self.slower)
         logs: dict[str, Tensor] = {}
         for index, phase in enumerate(stage.phases):
             if self.step % phase.every == 0:
@@ -178,11 +180,21 @@ class Engine:
         self.average.update(self.step)
         return logs
 
+    @property
+    def way(self) -> int:
+        """What the order of the data and the noise are keyed by: the seed, until sent back."""
+        return mix("attempt", self.seed, self.attempt) if self.attempt else self.seed
+
+    @property
+    def slower(self) -> float:
+        """Factor on all learning rates: sent back once, only the noise changes."""
+        return 0.5 ** max(0, self.attempt - 1)
+
     def _run_phase(self, stage: Stage, index: int, phase: Phase, repeat: int) -> dict[str, Tensor]:
         """Do one forward, backward and optimizer step of a phase."""
         self._only_gradients_of(phase)
         total = self.batch_size(stage)
-        keys = ("noise", self.seed, self._stage_index, self.step, index, repeat)
+        keys = ("noise", self.way, self.stage_index, self.step, index, repeat)
         seed_torch(mix(*keys, *distribution.own_key()), self.device)
         first, beyond = processes.share(total)
         parts = min(self.config.accumulate, total // processes.size())
@@ -231,7 +243,7 @@ class Engine:
             where = torch.arange(draws.start, draws.start + draws.size)
             return Batch(x=None, condition=None, index=where, draws=draws, size=draws.size)
         repeats = max(p.repeat for p in stage.phases)
-        number = self._step_in_stage() * repeats + repeat
+        number = self.step_in_stage() * repeats + repeat
         loader = self.loader(stage, phase.data)
         x, y, where = loader.batch(number, start=draws.start, size=draws.size)
         condition = y if self.model.condition is not None else None
@@ -245,9 +257,9 @@ class Engine:
 
     def enter(self, index: int) -> None:
         """Make stage `index` the current one: its networks, optimizers and loaders."""
-        if index == self._stage_index:
+        if index == self.stage_index:
             return
-        self._stage_index = index
+        self.stage_index = index
         # Stages watch different things: the best of an earlier one is no measure for this one.
         self.best = math.inf
         stage = self.stages[index]
@@ -269,9 +281,13 @@ class Engine:
         self._loaders: dict[tuple[str, str], Loader] = {}
         self._gradients_of: tuple[str, ...] | None = None
 
+    def trained(self, name: str) -> list[nn.Parameter]:
+        """Return the parameters of an optimizer."""
+        return self._own[name]
+
     def restart(self) -> None:
         """Enter the first stage anew, with fresh optimizers."""
-        self._stage_index = -1
+        self.stage_index = -1
         self.enter(0)
 
     def _only_gradients_of(self, phase: Phase) -> None:
@@ -297,7 +313,7 @@ class Engine:
                 self.data.spec,
                 stage.view or self.model.spec,
                 batch_size=self.batch_size(stage),
-                seed=mix(self.seed, self._stage_index),
+                seed=mix(self.way, self.stage_index),
                 augment=self.augment if split == "train" else (),
                 device=self.device,
             )
@@ -315,16 +331,17 @@ class Engine:
             step -= length
         return len(self.stages) - 1
 
-    def _step_in_stage(self) -> int:
+    def step_in_stage(self) -> int:
+        """Return how many steps of the current stage are done."""
         if self.schedule is None:
             return self.step
-        return self.step - sum(self.schedule.stage_steps[: self._stage_index])
+        return self.step - sum(self.schedule.stage_steps[: self.stage_index])
 
     def _stage_length(self) -> int:
         if self.schedule is None:
             # While the probe runs, the end is unknown: the learning rate stays at its start.
             return 10_000
-        return self.schedule.stage_steps[self._stage_index]
+        return self.schedule.stage_steps[self.stage_index]
 
     def _check_names(self) -> None:
         for stage in self.stages:
@@ -363,10 +380,10 @@ class Engine:
         if due(schedule.validations):
             values = self.validate()
             if values:
-                self._log(values, "validation")
+                self.log(values, "validation")
                 self._note_best(values)
         if due(schedule.grids) and self.run is not None:
-            self.write_grid()
+            grids.write(self)
         if (due(schedule.checkpoints) or last) and self.run is not None:
             self.save()
 
@@ -375,7 +392,7 @@ class Engine:
         if value < self.best:
             self.best = value
             if self.run is not None:
-                self._settle()
+                self.settle()
                 files = self.state_files()
                 weights = {k: files[k] for k in ("model.safetensors", "ema.safetensors")}
                 weights["state.json"] = {"step": self.step, self.watch: value}
@@ -387,7 +404,7 @@ class Engine:
     def validate(self) -> dict[str, float]:
         """Return means over held-out rows of what the model watches, with averaged weights."""
         split = "validation" if "validation" in self.data.splits else "train"
-        stage = self.stages[self._stage_index]
+        stage = self.stages[self.stage_index]
         with (
             self.average.applied(),
             distribution.whole_networks(self.sharded),
@@ -397,7 +414,7 @@ class Engine:
 
     def _in_order(self, split: str) -> Loader:
         """Return a loader of a split in the stage's view, unaugmented."""
-        stage = self.stages[self._stage_index]
+        stage = self.stages[self.stage_index]
         return Loader(
             self.data.splits[split],
             self.data.spec,
@@ -407,7 +424,7 @@ class Engine:
         )
 
     @torch.no_grad()
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Let the model follow its weights with what it keeps of all the data, once per step."""
         if self._settled == self.step or type(self.model).settle is GenerativeModel.settle:
             return
@@ -419,7 +436,7 @@ class Engine:
                 batch = Batch(x=x, condition=condition, index=where, draws=draws, size=len(where))
                 yield batch if transform is None else transform(batch)
 
-        transform = self.stages[self._stage_index].transform
+        transform = self.stages[self.stage_index].transform
         training = self.model.training
         self.model.eval()
         with (
@@ -433,41 +450,15 @@ class Engine:
 
     def grid_samples(self) -> list[Any]:
         """Return raw samples from the averaged weights, always from the same noise."""
-        self._settle()
-        codec = self.data.codec
-        view = View(self.data.spec, self.model.spec)
-        count = GRID_SAMPLES if codec.suffix == ".png" else codec.shown
-        with self.average.applied(), distribution.whole_networks(self.sharded):
-            drawn = self.model.sample(count, seed=self.seed, precision=self.config.precision)
-        self.model.train()
-        return [codec.decode(row) for row in view.invert(drawn)]
+        return grids.draw(self)
 
-    def write_grid(self) -> Path | None:
-        """Write the sample grid of this step into the run."""
-        assert self.run is not None
-        path = self.run.path / "samples" / f"step-{self.step:08d}.png"
-        try:
-            raws = self.grid_samples()
-            with self.average.applied(), distribution.whole_networks(self.sharded):
-                shown = show(self.model, self.data.codec, raws, self.data.splits["train"])
-            if not self.main:
-                return None
-            picture = io.BytesIO()
-            shown.save(picture, format="PNG")
-        except PoiesisError as error:
-            self.say(f"no sample grid at step {self.step}: {error}")
-            return None
-        write_atomic(path, picture.getvalue())
-        if raws and isinstance(raws[0], str):
-            write_atomic(path.with_suffix(".txt"), "\n\n---\n\n".join(raws))
-        return path
-
-    def _log(self, values: dict[str, float], kind: str) -> None:
+    def log(self, values: Mapping[str, float], kind: str, **about: int) -> None:
+        """Log values under "kind/name"; about: of the line, for metrics.jsonl alone."""
         named = {f"{kind}/{name}": value for name, value in values.items()}
         if self.bad_steps.total:
             named["train/bad_steps"] = self.bad_steps.total
         if self.run is not None:
-            self.run.log({"step": self.step, **named})
+            self.run.log({"step": self.step, **about, **named})
         for tracker in self.trackers:
             tracker.log(self.step, named)
 
@@ -480,72 +471,22 @@ class Engine:
 
     def state_files(self) -> dict[str, Any]:
         """Return all that a resume needs, as checkpoint files by name."""
-        tensors, values = optim.states(self.optimizers)
-        extra_tensors, extra_values = {}, {}
-        extra = distribution.gather_extra(self.model.extra_state(), self.model.per_process)
-        for key, value in extra.items():
-            (extra_tensors if torch.is_tensor(value) else extra_values)[key] = value
-        return {
-            "model.safetensors": dict(self.model.state_dict()),
-            "ema.safetensors": dict(self.average.shadow),
-            "optimizer.safetensors": tensors,
-            "extra.safetensors": extra_tensors,
-            "state.json": {
-                "step": self.step,
-                "stage": self._stage_index,
-                "seconds": self.seconds,
-                "best": None if math.isinf(self.best) else self.best,
-                "watch": self.watch,
-                "prepared": self.prepared,
-                "bad_steps": self.bad_steps.total,
-                "bad_in_a_row": self.bad_steps.in_a_row,
-                "optimizers": values,
-                "extra": extra_values,
-            },
-        }
+        return state.collect(self)
 
-    def save(self) -> Path:
+    def save(self, kind: str = "step") -> Path:
         """Write a checkpoint; raises RunError, leaving the one before whole."""
         assert self.run is not None
-        self._settle()
+        self.settle()
         files, shards = distribution.part(self.state_files())
-        return self.run.save_checkpoint(self.step, files, keep=self.config.keep, shards=shards)
+        pointer, keep = ("latest", self.config.keep) if kind == "step" else (kind, 1)
+        return self.run.save_checkpoint(
+            self.step, files, kind=kind, pointer=pointer, keep=keep, shards=shards
+        )
 
     def load_state_files(self, files: dict[str, Any]) -> None:
         """Take back what `state_files` returned."""
-        state = files["state.json"]
-        self.enter(state["stage"])
-        own = self.model.state_dict()
-        tensors = files["model.safetensors"]
-        placed = {k: distribution.place(v, own.get(k, v)) for k, v in tensors.items()}
-        self.model.load_state_dict(placed)
-        if self.average.shadow:
-            self.average.load(files["ema.safetensors"])
-        optim.load_states(self.optimizers, files["optimizer.safetensors"], state["optimizers"])
-        extra = {**files["extra.safetensors"], **state["extra"]}
-        extra = distribution.own_extra(extra, self.model.per_process)
-        self.model.load_extra_state(extra)
-        self.step, self._settled = state["step"], -1
-        self.seconds = state["seconds"]
-        self.best = math.inf if state["best"] is None else state["best"]
-        self.watch = state["watch"]
-        self.prepared = state["prepared"]
-        self.bad_steps.total = state["bad_steps"]
-        self.bad_steps.in_a_row = state.get("bad_in_a_row", 0)
+        state.restore(self, files)
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
-        files: dict[str, Any] = {"state.json": checkpoint.json("state.json")}
-        self.enter(files["state.json"]["stage"])
-        stepped = optim.owners(self.optimizers)
-        # Where to find, by file, the tensor that a saved one is split like.
-        like: dict[str, Callable[[str], Tensor | None]] = {
-            "model": self.model.state_dict().get,
-            "ema": self.average.shadow.get,
-            "optimizer": lambda key: stepped.get(key.rpartition("/")[0]),
-            "extra": lambda key: None,
-        }
-        for name, find in like.items():
-            tensors = checkpoint.tensors(f"{name}.safetensors", find)
-            files[f"{name}.safetensors"] = {k: v.to(self.device) for k, v in tensors.items()}
-        self.load_state_files(files)
+        self.load_state_files(state.read(self, checkpoint))

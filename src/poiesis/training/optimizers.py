@@ -15,7 +15,7 @@ from poiesis.models.base import GenerativeModel, Optim, Schedule
 from poiesis.training.distribution import is_sharded, place
 from poiesis.training.muon import Muon
 
-__all__ = ["build", "factor", "load_states", "owners", "parameters", "states"]
+__all__ = ["build", "factor", "follow", "load_states", "owners", "parameters", "states"]
 
 Optimizers = Mapping[str, Optimizer]
 
@@ -121,17 +121,42 @@ def _in_memory_order(parameter: Tensor, state: Mapping[str, Tensor]) -> tuple[Te
     return parameter.permute(order), gradient, mean.permute(order), square.permute(order), step
 
 
+def follow(optimizer: Optimizer, optim: Optim, step: int, total: int, slower: float = 1.0) -> None:
+    """Set the learning rate and betas of 0-based `step` in a stage of `total` steps.
+
+    slower: a further factor of the rate.
+    """
+    now = optim.lr * factor(optim.schedule, step, total) * slower
+    betas = optim.betas
+    if optim.final_betas is not None:
+        ahead = _ahead(optim.schedule, step, total)
+        pairs = zip(optim.betas, optim.final_betas, strict=True)
+        betas = tuple(end + ahead * (begin - end) for begin, end in pairs)
+    for group in optimizer.param_groups:
+        group["lr"] = now
+        if optim.final_betas is not None:
+            group["betas"] = betas
+
+
 def factor(schedule: Schedule, step: int, total: int) -> float:
     """Return the learning-rate factor of 0-based `step` in a stage of `total` steps."""
-    warmup = schedule.warmup if schedule.warmup >= 1 else schedule.warmup * total
+    warmup = _warmup(schedule, total)
     if step < warmup:
         return (step + 1) / (math.ceil(warmup) + 1)
-    begin = max(warmup, schedule.start * total)
+    return schedule.final + (1 - schedule.final) * _ahead(schedule, step, total)
+
+
+def _warmup(schedule: Schedule, total: int) -> float:
+    return schedule.warmup if schedule.warmup >= 1 else schedule.warmup * total
+
+
+def _ahead(schedule: Schedule, step: int, total: int) -> float:
+    """Return how much of the decay is still ahead, from 1 to 0."""
+    begin = max(_warmup(schedule, total), schedule.start * total)
     if schedule.kind == "constant" or step < begin or total <= begin:
         return 1.0
     done = min(1.0, (step - begin) / max(1.0, total - begin))
-    shape = 1 - done if schedule.kind == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    return schedule.final + (1 - schedule.final) * shape
+    return 1 - done if schedule.kind == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
 
 def named(optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:

@@ -32,7 +32,7 @@ from poiesis.training.schedule import Schedule, probe
 from poiesis.training.schedule import resolve as resolve_schedule
 from poiesis.training.trackers import open_trackers
 
-__all__ = ["DryRun", "RunConfig", "dry_run", "resolve", "train"]
+__all__ = ["DryRun", "RunConfig", "describe_data", "dry_run", "resolve", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ def train(
         network = _build(resolved, opened, device, run)
         if start is not None:
             _start_from(network, start.model, start.run.path)
-        run.write_json("data.json", _describe_data(opened, network))
+        run.write_json("data.json", describe_data(opened, network))
         run.write_json("env.json", environment())
         run.write_config(resolved.to_dict())  # last: from here on the folder is a run
         engine = _engine(network, opened, resolved, run, quiet)
@@ -165,6 +165,8 @@ def train(
 
 def _resume(path: str | Path, options: Mapping[str, Any], anyway: bool, quiet: bool) -> Run:
     run = Run.open(path)
+    if run.has_checkpoint():
+        _schedule(run)
     stored = run.config()
     cls = registry.model_class(stored["name"])
     train_changes = dict(stored["train"])
@@ -219,7 +221,10 @@ def _resume(path: str | Path, options: Mapping[str, Any], anyway: bool, quiet: b
 def _schedule(run: Run) -> Schedule:
     stored = run.read_json("schedule.json")
     if stored is None:
-        raise RunError(f"{str(run.path)!r} lacks schedule.json and can't be resumed")
+        raise RunError(
+            f"{str(run.path)!r} lacks schedule.json and can't be resumed; start a new run from its "
+            f"weights: poiesis train --config {run.path}/config.yaml --init {run.path} --data DATA"
+        )
     return Schedule(**stored)
 
 
@@ -365,7 +370,8 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
-def _describe_data(data: DataSet, model: GenerativeModel) -> dict[str, Any]:
+def describe_data(data: DataSet, model: GenerativeModel) -> dict[str, Any]:
+    """Return what a run's data.json says."""
     return {
         "name": data.name,
         "variant": data.variant,

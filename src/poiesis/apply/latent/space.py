@@ -116,7 +116,7 @@ class LatentSpace:
     def _layout(self) -> dict[str, torch.Size]:
         """Return the shape of each part, from one sample; raises CapabilityError for integers."""
         if self.own:
-            return {"z": self._model.prior(Noise(0, [0])).shape[1:]}
+            return {"z": self._model.draw_latent(Noise(0, [0])).shape[1:]}
         _, _, x, y = next(in_batches(self.trained, self.inputs, batch_size=1))
         found = self._model.encode(x, y)
         parts = latent_parts(found)
@@ -140,7 +140,9 @@ class LatentSpace:
     def encode(self, inputs: Inputs) -> Codes:
         """Return the codes of named native rows."""
         if self.own:
-            return Codes(inputs, self._model.prior(_noise(self._model, inputs.names)).cpu(), None)
+            return Codes(
+                inputs, self._model.draw_latent(_noise(self._model, inputs.names)).cpu(), None
+            )
         means, variances = [], []
         batches = in_batches(
             self.trained,
@@ -301,7 +303,7 @@ def latent(
     check("limit", limit, low=1)
     check("batch_size", batch_size, low=1)
     trained = load(run, checkpoint=checkpoint, device=device)
-    if source or "prior" not in of(trained.model):
+    if source or "draw_latent" not in of(trained.model):
         require(trained.model, "encode")
     require(trained.model, "decode")
     if "encode" in of(trained.model):
@@ -323,7 +325,7 @@ def _own_samples(trained: Trained, n: int, label: str | None) -> Inputs:
         y = trained.condition_of(label or "none", n)
 
     def fetch(start: int, end: int) -> Tensor:
-        z = model.prior(_noise(model, names[start:end]))
+        z = model.draw_latent(_noise(model, names[start:end]))
         x = model.decode(z, None if y is None else y[start:end].to(model.device))
         return trained.view.invert(x.cpu())
 

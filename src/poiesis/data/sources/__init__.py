@@ -10,7 +10,7 @@ from pathlib import Path
 from poiesis.data.augment import check_names
 from poiesis.data.config import DataConfig
 from poiesis.data.dataset import DataSet
-from poiesis.data.sources import arrays, audio, hub, images, planes, tables, texts
+from poiesis.data.sources import arrays, audio, hub, images, planes, shapes, tables, texts
 from poiesis.errors import ConfigError, DataError, suggest
 from poiesis.files import IMAGE_SUFFIXES, WAVE_SUFFIXES, is_table, read_bytes
 from poiesis.spec import Grid, Tokens, Vector
@@ -46,6 +46,7 @@ NAMED: dict[str, tuple[tuple[str, ...], str, str]] = {
 }
 BUILT_IN: dict[str, Callable[[DataConfig], DataSet]] = {
     "digits": arrays.open_digits,
+    "shapes": shapes.open_shapes,
     "python-stdlib": texts.open_stdlib,
     "ring": planes.OPENERS["ring"],
     "grid": planes.OPENERS["grid"],
@@ -105,7 +106,7 @@ def _check_options(dataset: DataSet, config: DataConfig) -> None:
 
 
 _OPTIONS = {
-    ("images",): ("resize", "crop", "binarize", "augment", "classes"),
+    ("images",): ("resize", "crop", "binarize", "augment", "classes", "captions"),
     ("images", "audio"): ("channels",),
     ("audio",): ("length",),
     ("a table",): ("label", "drop"),

@@ -18,7 +18,7 @@ from poiesis.data.sources.splits import Images, MemoryRows, assemble
 from poiesis.errors import ConfigError, DataError
 from poiesis.files import read_bytes, read_idx, tar_members
 
-__all__ = ["describe", "open_cifar", "open_digits", "open_idx"]
+__all__ = ["array_images", "describe", "open_cifar", "open_digits", "open_idx"]
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 RECORD = 1 + 3 * 32 * 32
@@ -37,7 +37,7 @@ def describe(config: DataConfig) -> list[str]:
     return steps
 
 
-def _images(
+def array_images(
     name: str, parts: dict[str, MemoryRows], classes: tuple[str, ...], config: DataConfig
 ) -> Images:
     """Apply resize, crop and channels to sets in memory."""
@@ -78,7 +78,7 @@ def open_digits(config: DataConfig) -> DataSet:
     y = torch.from_numpy(np.asarray(bunch["target"], np.int64))
     names = tuple(map(str, range(10)))
     rows = MemoryRows(x.contiguous(), y, levels=17)
-    return assemble(_images("digits", {"all": rows}, names, config), config)
+    return assemble(array_images("digits", {"all": rows}, names, config), config)
 
 
 def _idx_file(folder: Path, part: str, kind: str, dims: int) -> Path:
@@ -108,7 +108,7 @@ def open_idx(folder: Path, name: str, config: DataConfig) -> DataSet:
     classes = tuple(map(str, range(count)))
     if name == "fashion-mnist":
         classes = FASHION
-    return assemble(_images(name, parts, classes, config), config)
+    return assemble(array_images(name, parts, classes, config), config)
 
 
 FASHION = (
@@ -162,4 +162,4 @@ def open_cifar(path: Path, name: str, config: DataConfig) -> DataSet:
             parts[part] = MemoryRows(x, torch.from_numpy(records[:, 0].astype(np.int64)))
     if "test" not in parts:
         parts = {"all": parts["train"]}
-    return assemble(_images(name, parts, CIFAR, config), config)
+    return assemble(array_images(name, parts, CIFAR, config), config)

@@ -19,6 +19,7 @@ from poiesis.data.config import DataConfig
 from poiesis.data.dataset import DataSet
 from poiesis.data.sources.arrays import describe
 from poiesis.data.sources.attributes import attributes_of_files
+from poiesis.data.sources.captions import TABLES, caption_of, read_captions, tokenize
 from poiesis.data.sources.splits import Images, MemoryRows, assemble, to_bits
 from poiesis.errors import DataError
 from poiesis.files import IMAGE_SUFFIXES, Zip, image_header, read_bytes, read_image
@@ -46,6 +47,8 @@ class Found:
     read: Callable[[str], bytes]
     ignored: dict[str, int] = field(default_factory=dict)
     """How many files of other kinds lie there, by ending."""
+    tables: list[str] = field(default_factory=list)
+    """Files by name that may hold captions."""
 
 
 def _hidden(name: str) -> bool:
@@ -67,7 +70,8 @@ def _sift(
     other = Counter(PurePosixPath(name).suffix.lower() or "none" for name in seen)
     for name in chosen:
         other[PurePosixPath(name).suffix.lower()] -= 1
-    return Found(where, chosen, read, {kind: n for kind, n in sorted(other.items()) if n})
+    tables = [name for name in seen if PurePosixPath(name).name in TABLES]
+    return Found(where, chosen, read, {kind: n for kind, n in sorted(other.items()) if n}, tables)
 
 
 def list_folder(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Found:
@@ -106,8 +110,15 @@ def open_files(found: Found, name: str, config: DataConfig) -> DataSet:
 
     train/, val/ and test/ on top are official parts; folders (in them) are classes; without
     folders there are none. Folders that everything lies in are passed through, a lone train/ too.
+    Captions of a table beside the images come before classes.
     """
-    return open_parts(found, arrange(found), name, config)
+    parts, captions = arrange(found), read_captions(found)
+    if captions:
+        parts = {
+            part: [(file, caption_of(found, captions, file)) for file, _ in files]
+            for part, files in parts.items()
+        }
+    return open_parts(found, parts, name, config, captioned=bool(captions))
 
 
 def arrange(found: Found) -> dict[str, list[tuple[str, str]]]:
@@ -264,9 +275,14 @@ def _each(
 
 
 def open_parts(
-    found: Found, parts: dict[str, list[tuple[str, str]]], name: str, config: DataConfig
+    found: Found,
+    parts: dict[str, list[tuple[str, str]]],
+    name: str,
+    config: DataConfig,
+    *,
+    captioned: bool = False,
 ) -> DataSet:
-    """Return the images of each part, given as (name, class or "") lists."""
+    """Return the images of each part, given as (name, class or "") lists; or (name, caption)."""
     reader = _Reader(found, config)
     everything = [file for files in parts.values() for file, _ in files]
     channels, height, width = _first_shape(reader, everything, config)
@@ -304,10 +320,16 @@ def open_parts(
     if len(seen.shapes) > 1:
         raise DataError(_mixed(found, seen))
     attributes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    captions, left_out = None, {}
     if config.attributes:
-        classes: tuple[str, ...] = ()
         for part, files in held.items():
             rows[part].y, attributes = attributes_of_files(config.attributes, files)
+    elif captioned:
+        captions, tokens, count = tokenize(labels, found.where)
+        left_out["words left out"] = count
+        for part, y in tokens.items():
+            rows[part].y = y
     else:
         classes = _label(found, rows, labels, seen.skipped, config)
     codec = ImageCodec(
@@ -315,7 +337,17 @@ def open_parts(
     )
     notes = {"origin": str(found.where), "ignored": found.ignored, "streamed": not in_memory}
     done = describe(config)
-    images = Images(name, rows, codec, classes, done, seen.skipped, notes, attributes=attributes)
+    images = Images(
+        name,
+        rows,
+        codec,
+        classes,
+        done,
+        seen.skipped,
+        notes | left_out,
+        attributes=attributes,
+        captions=captions,
+    )
     return assemble(images, config)
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from poiesis.data.codecs import ImageCodec
 from poiesis.data.config import DataConfig
 from poiesis.data.dataset import DataSet, TensorSplit
+from poiesis.data.sources.captions import tokenize, with_examples
 from poiesis.errors import ConfigError, suggest
 from poiesis.rng import generator, mix
-from poiesis.spec import Attributes, Classes, Condition
+from poiesis.spec import Attributes, Captions, Classes, Condition
 
 __all__ = ["Images", "Rows", "assemble", "bernoulli", "stratified"]
 
@@ -31,6 +32,7 @@ class Rows(Protocol):
     """Rows of one part, in memory or not."""
 
     y: Tensor | None
+    """Classes (n,) or captions (n, length), int64; attributes (n, k), float32."""
 
     def __len__(self) -> int: ...
 
@@ -82,6 +84,8 @@ class Images:
     notes: dict[str, Any] = field(default_factory=dict)
     rows: str = "images"
     """What messages call the rows."""
+    captions: Captions | None = None
+    """The words, where the rows' y are captions."""
     attributes: tuple[str, ...] = ()
     """Names of the columns of y, where that holds attributes instead of classes."""
 
@@ -188,7 +192,8 @@ def assemble(images: Images, config: DataConfig) -> DataSet:
 
     def strata(rows: Rows) -> Tensor | None:
         # Each combination of attributes would be a class of its own, most of them of few rows.
-        return None if images.attributes else rows.y
+        # So would captions.
+        return None if images.attributes or images.captions else rows.y
 
     if config.binarize != "none":
         parts = {part: rows.binarize(config.binarize, part) for part, rows in parts.items()}
@@ -228,11 +233,22 @@ def assemble(images: Images, config: DataConfig) -> DataSet:
 
     ordered = {s: chosen[s] for s in ("train", "validation", "test") if s in chosen}
     ordered = {split: pick for split, pick in ordered.items() if len(pick[1])}
+    condition = _condition(classes, images.attributes)
+    captions = images.captions
+    if config.captions and captions is None:
+        if not isinstance(condition, Classes):
+            raise ConfigError(f"data.captions takes class names, but {images.name} has no classes")
+        captions, names, _ = tokenize({"all": classes}, images.name)
+        parts = {k: dataclasses.replace(rows, y=names["all"][rows.y]) for k, rows in parts.items()}
+        steps.append("class names as captions")
+    if captions is not None:
+        part, held_out = list(ordered.values())[-1]
+        condition = with_examples(captions, parts[part].y[held_out])
     return DataSet(
         name=images.name,
         variant=", ".join([images.name, *steps]),
         spec=codec.spec,
-        condition=_condition(classes, images.attributes),
+        condition=condition,
         codec=codec,
         splits={split: parts[part].take(pick) for split, (part, pick) in ordered.items()},
         skipped=images.skipped,

@@ -21,6 +21,7 @@ from poiesis.config import check
 from poiesis.errors import CapabilityError, ConfigError, SpecError
 from poiesis.models.autoencoders.mixture import (
     bernoulli_cdf,
+    log_bernoulli,
     log_logistic,
     log_mixture,
     logistic_cdf,
@@ -319,7 +320,7 @@ class VAE(GenerativeModel):
         x, output = x.float(), output.float()
         if self.config.likelihood == "bernoulli":
             # With gray levels: the mean over the images binarised with these probabilities.
-            value = -F.binary_cross_entropy_with_logits(output, x, reduction="none")
+            return log_bernoulli(x, output)
         elif self.config.likelihood == "gaussian":
             value = log_normal(x, output, self._log_sigma())
         elif self.config.mixtures > 1:
@@ -425,7 +426,7 @@ class VAE(GenerativeModel):
                 total = torch.logaddexp(total, weights)
         self.train(was_training)
         detail = "ELBO" if samples == 1 else f"IWAE({samples})"
-        if self.config.likelihood == "bernoulli" and getattr(self.spec, "levels", 2) > 2:
+        if self.spec.domain == "unit" and getattr(self.spec, "levels", 2) > 2:
             detail += ", mean over binarisations of the gray levels"
         return LogProb(
             nats=total - math.log(samples),

@@ -12,14 +12,25 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from poiesis.config import check
 from poiesis.errors import ConfigError, SpecError
 from poiesis.models.autoencoders.codebook import Codebook, perplexity
 from poiesis.models.autoregressive.transformer import Transformer
-from poiesis.models.base import Batch, GenerativeModel, Loss, Optim, Phase, Schedule, Stage, preset
+from poiesis.models.base import (
+    Batch,
+    GenerativeModel,
+    Loss,
+    Optim,
+    Phase,
+    Schedule,
+    Stage,
+    preset,
+    within,
+)
+from poiesis.nn.strided import strided, upwards
 from poiesis.rng import Noise
 from poiesis.sampling.decoding import Decoding
 from poiesis.spec import Classes, Grid, Spec, Tokens
@@ -203,8 +214,9 @@ class VQVAE(GenerativeModel):
         super().__init__(config, spec, condition if config.conditional else None)
         step = 2 ** len(config.widths)
         self.grid = tuple(-(-side // step) for side in spec.size)
-        self.encoder = _encoder(config, spec.channels)
-        self.decoder = _decoder(config, spec.channels)
+        sizes = config.widths, config.blocks
+        self.encoder = strided(spec.channels, *sizes, config.code_dim)
+        self.decoder = upwards(config.code_dim, *sizes, spec.channels)
         self.codebook = Codebook(
             config.codes,
             config.code_dim,
@@ -243,7 +255,7 @@ class VQVAE(GenerativeModel):
             lr=c.learning_rate,
             schedule=Schedule(kind="cosine" if c.decay else "constant"),
         )
-        prior = {f"prior-{n}": _within("prior", o) for n, o in self.prior.optimizers().items()}
+        prior = {f"prior-{n}": within("prior", o) for n, o in self.prior.optimizers().items()}
         return {"autoencoder": adam, **prior}
 
     def stages(self) -> Sequence[Stage]:
@@ -378,48 +390,3 @@ class VQVAE(GenerativeModel):
     def reconstruct(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the images decoded from their codes, in the view."""
         return self.decode(self.encode(x))
-
-
-class _Block(nn.Module):
-    """x + conv1x1(relu(conv3x3(relu(x)))): the paper's residual block."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(F.relu(self.first(F.relu(x))))
-
-
-def _encoder(config: VQVAE.Config, channels: int) -> nn.Sequential:
-    """Strided convolutions, each halving, then residual blocks, to the dimensions of a code."""
-    layers: list[nn.Module] = []
-    for before, width in zip((channels, *config.widths), config.widths, strict=False):
-        layers += [nn.Conv2d(before, width, 4, stride=2, padding=1), nn.ReLU()]
-    layers.pop()  # a block begins with its own
-    layers += [_Block(config.widths[-1]) for _ in range(config.blocks)]
-    return nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(config.widths[-1], config.code_dim, 1))
-
-
-def _decoder(config: VQVAE.Config, channels: int) -> nn.Sequential:
-    """The encoder's mirror, with transposed convolutions."""
-    back = config.widths[::-1]
-    layers: list[nn.Module] = [nn.Conv2d(config.code_dim, back[0], 3, padding=1)]
-    layers += [_Block(back[0]) for _ in range(config.blocks)]
-    for width, after in zip(back, (*back[1:], channels), strict=True):
-        layers += [nn.ReLU(), nn.ConvTranspose2d(width, after, 4, stride=2, padding=1)]
-    return nn.Sequential(*layers)
-
-
-def _within(network: str, optim: Optim) -> Optim:
-    """Return the optimizer of a part, whose names are those within the part, for the whole."""
-    inner, prefix = optim.select, f"{network}."
-    names = tuple(f"{prefix}{name}" if name else network for name in optim.networks)
-    if inner is None:
-        return dataclasses.replace(optim, networks=names)
-
-    def select(name: str, parameter: nn.Parameter) -> bool:
-        return inner(name.removeprefix(prefix), parameter)
-
-    return dataclasses.replace(optim, networks=names, select=select)

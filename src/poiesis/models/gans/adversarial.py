@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,15 @@ from poiesis.config import check
 from poiesis.errors import ConfigError
 from poiesis.models.base import Batch, GenerativeModel, Loss, Optim, Phase, Schedule, Stage
 from poiesis.models.gans import losses
+from poiesis.models.gans.augmentation import (
+    Adaptation,
+    Source,
+    Transform,
+    ada,
+    diffaugment,
+    noised,
+    same,
+)
 from poiesis.models.gans.penalties import (
     clip_,
     gradient_penalty,
@@ -29,7 +38,7 @@ from poiesis.models.gans.penalties import (
     twice_differentiable,
 )
 from poiesis.rng import Noise
-from poiesis.spec import Condition, Spec
+from poiesis.spec import Condition, Grid, Spec
 
 __all__ = ["Adversarial"]
 
@@ -61,6 +70,15 @@ class Adversarial(GenerativeModel):
         """Standard deviation of noise on all that the discriminator sees, at the first step."""
         instance_noise_steps: int = 2000
         """Steps in which the instance noise sinks to zero."""
+        augment: Literal["none", "diffaugment", "ada"] = "none"
+        """Change images, real and fake ones alike, before the discriminator sees them: for data
+        sets of a few thousand. diffaugment: colour, place and a hole in each (arXiv:2006.10738);
+        ada: more kinds, as often as overfitting asks for (arXiv:2006.06676)."""
+        augment_target: float = 0.6
+        """What ada holds the mean sign of the discriminator on real images at (0: it can't tell
+        them, 1: it knows each); above it, augmentation grows."""
+        augment_images: int = 500_000
+        """Images in which ada can go from none to full augmentation."""
         penalty: Literal["none", "clip", "gradient", "r1", "r2", "zero-centred"] = "none"
         """On the discriminator. clip: bounded weights; gradient: (‖∇‖ - 1)² between real and fake
         samples; r1, r2: ‖∇‖²/2 at real, at fake ones; zero-centred: both of these."""
@@ -105,6 +123,8 @@ class Adversarial(GenerativeModel):
                 )
             check("instance_noise", self.instance_noise, low=0, high=10)
             check("instance_noise_steps", self.instance_noise_steps, low=1)
+            check("augment_target", self.augment_target, low=-1, high=1)
+            check("augment_images", self.augment_images, low=1)
             check("penalty_weight", self.penalty_weight, low=0)
             check("penalty_every", self.penalty_every, low=1)
             check("clip", self.clip, low=0, open_low=True)
@@ -146,6 +166,12 @@ class Adversarial(GenerativeModel):
         if config.conditional and condition is None:
             raise ConfigError("conditional = True needs data with classes; set it to False")
         super().__init__(config, spec, condition if config.conditional else None)
+        image = isinstance(spec, Grid) and len(spec.size) == 2
+        if config.augment != "none" and not image:
+            raise ConfigError(f"augment = {config.augment} changes images, not {spec}; set it none")
+        self.adaptation = None
+        if config.augment == "ada":
+            self.adaptation = Adaptation(target=config.augment_target, images=config.augment_images)
 
     @functools.cached_property
     def adversarial(self) -> losses.AdversarialLoss:
@@ -191,9 +217,11 @@ class Adversarial(GenerativeModel):
         return {"generator": self.config.ema}
 
     def after_step(self, phase: Phase, step: int) -> None:
-        """Clip the discriminator's weights, where that is the penalty."""
+        """Clip the discriminator's weights, where that is the penalty; adapt the augmentation."""
         if self.config.penalty == "clip" and "discriminator" in phase.step:
             clip_(self.discriminator.parameters(), self.config.clip)
+        if self.adaptation is not None and phase.name == "generator":
+            self.adaptation.after_batch(step)
 
     def discriminator_loss(self, batch: Batch, step: int) -> Loss:
         """Return the discriminator's loss on a real and a fake sample (b,), with penalties.
@@ -209,7 +237,7 @@ class Adversarial(GenerativeModel):
             real_score, real_cost = self._judge(real, batch, step)
             fake_score, fake_cost = self._judge(fake, batch, step)
         values = self._game(real_score, fake_score) + real_cost + fake_cost
-        logs = self._logs(real_score.detach(), fake_score.detach())
+        logs = self._note(real_score.detach(), fake_score.detach())
         if penalised:
             judged = ((real_score, real), (fake_score, fake))
             penalty = self._penalty(judged, real, fake, batch, step)
@@ -239,9 +267,30 @@ class Adversarial(GenerativeModel):
 
     def augment(self, x: Tensor, batch: Batch, step: int) -> Tensor:
         """Return what the discriminator gets to see, in training, of real or fake x."""
+        return self.augmentation(x.shape, batch, step)(x)
+
+    def augmentation(self, shape: Sequence[int], draws: Source, step: int) -> Transform:
+        """Draw how data of a shape (b, …) is changed before the discriminator sees it."""
         c = self.config
+        change: Transform = same
+        if c.augment == "diffaugment":
+            change = diffaugment(shape, draws)
+        elif c.augment == "ada":
+            change = ada(shape, self.augment_chance(), draws, **self.augment_factors)
         sigma = c.instance_noise * (1 - step / c.instance_noise_steps)
-        return x + sigma * batch.randn(*x.shape[1:]) if sigma > 0 else x
+        return noised(change, sigma * draws.randn(*shape[1:])) if sigma > 0 else change
+
+    augment_factors: ClassVar[Mapping[str, float]] = {}
+    """By what ada's probability is multiplied for some kinds of changes."""
+
+    def augment_chance(self) -> float:
+        """Return the probability of each of ada's changes at this step."""
+        assert self.adaptation is not None
+        return float(self.adaptation.p)
+
+    def penalty_weight(self) -> float:
+        """Return the factor of the gradient penalty at this step."""
+        return self.config.penalty_weight
 
     def _fake(self, batch: Batch) -> Tensor:
         return self.generator(batch.randn(self.config.latent_dim), batch.condition)
@@ -286,7 +335,7 @@ class Adversarial(GenerativeModel):
         step: int,
     ) -> Tensor:
         """Return the weighted gradient penalty (b,). judged: pairs of logits and data."""
-        weight = self.config.penalty_weight
+        weight = self.penalty_weight()
         if self.config.penalty == "gradient":
             return weight * gradient_penalty(
                 lambda x: self._judge(x, batch, step)[0], real, fake, batch.rand()
@@ -294,10 +343,21 @@ class Adversarial(GenerativeModel):
         squares = [squared_gradient(score, x) for score, x in judged if x.requires_grad]
         return weight / 2 * torch.stack(squares).sum(0)
 
-    def _logs(self, real: Tensor | None, fake: Tensor | None) -> dict[str, Tensor | float]:
-        """Return what to log of the logits (b,): means, shares told rightly, their distance."""
+    def _note(self, real: Tensor | None, fake: Tensor | None) -> dict[str, Tensor | float]:
+        """Take note of logits (b,) for the adaptation of the augmentation.
+
+        Returns what to log of them: means, shares told rightly, their distance.
+        """
         logs: dict[str, Tensor | float] = {}
         boundary = self.adversarial.boundary
+        if self.adaptation is not None and real is not None:
+            line = boundary
+            if line is None:
+                # Without a line of its own, the loss has it between the means of real and fake.
+                assert fake is not None
+                line = (real.float().mean() + fake.float().mean()) / 2
+            self.adaptation.note(real - line)
+            logs |= {"augment": self.augment_chance(), "r_t": self.adaptation.r_t.clone()}
         for name, score in (("real", real), ("fake", fake)):
             if score is not None:
                 logs[f"{name}_score"] = score
@@ -333,7 +393,7 @@ class Adversarial(GenerativeModel):
 
     def _latent(self, noise: Noise, options: Any) -> Tensor:
         if options.truncation is None:
-            z = self.prior(noise)
+            z = self.draw_latent(noise)
         else:
             below = torch.special.ndtr(torch.tensor(-options.truncation, dtype=torch.float64))
             share = below + (1 - 2 * below) * noise.rand(self.config.latent_dim).double()
@@ -347,7 +407,7 @@ class Adversarial(GenerativeModel):
             logit = logit - noise.rand().clamp(min=1e-30).log().neg().log()
         return logit
 
-    def prior(self, noise: Noise) -> Tensor:
+    def draw_latent(self, noise: Noise) -> Tensor:
         """Return standard normal z (n, z)."""
         return noise.randn(self.config.latent_dim)
 

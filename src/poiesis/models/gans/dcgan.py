@@ -169,6 +169,11 @@ class DCGAN(Adversarial):
             return [stage]
         if self.adversarial.paired:
             raise ConfigError(f"separate_steps needs a loss of single samples: {self.config.loss}")
+        if self.adaptation is not None and self.adversarial.boundary is None:
+            raise ConfigError(
+                f"augment = ada can't adapt to loss = {self.config.loss} in separate_steps: real "
+                "scores alone don't show its line; use augment = diffaugment or another loss"
+            )
         own = ("discriminator",)
         phases = (
             Phase(name="real", loss=self.real_loss, step=own),
@@ -180,14 +185,14 @@ class DCGAN(Adversarial):
     def real_loss(self, batch: Batch, step: int) -> Loss:
         """Return the discriminator's loss on real samples (b,)."""
         score, cost = self._judge(batch.x, batch, step)
-        return self._game(score, None) + cost, self._logs(score.detach(), None)
+        return self._game(score, None) + cost, self._note(score.detach(), None)
 
     def fake_loss(self, batch: Batch, step: int) -> Loss:
         """Return the discriminator's loss on fake samples (b,)."""
         with torch.no_grad():
             fake = self._fake(batch)
         score, cost = self._judge(fake, batch, step)
-        return self._game(None, score) + cost, self._logs(None, score.detach())
+        return self._game(None, score) + cost, self._note(None, score.detach())
 
     def generator_loss(self, batch: Batch, step: int) -> Loss:
         """Return the generator's loss (b,): on one fake sample, with separate steps on two."""

@@ -61,7 +61,7 @@ class GAN(Adversarial):
     def default(cls, spec: Spec) -> Any:
         """BatchNorm in the generator, a higher rate and averaged weights; smaller where tiny.
 
-        In the plane without any of it: small plain networks, which may collapse, and one can see it.
+        In the plane none of it: small plain networks, which may collapse, and one can see it.
         """
         if spec == Vector(features=2):
             return cls.Config(

@@ -1,0 +1,85 @@
+"""What samples of each modality are compared by: features of native rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from poiesis.data.codecs import AudioCodec, VectorCodec
+from poiesis.data.codecs.audio import log_spectrogram
+from poiesis.data.dataset import DataSet
+from poiesis.errors import DataError
+from poiesis.metrics.extractors import CLASSIFIERS, Extractor, get_extractor
+from poiesis.spec import Grid
+
+__all__ = ["BANDS", "default_extractor", "features_of", "match_levels", "value_features"]
+
+BANDS = 32
+"""Bands of frequency in the features of audio."""
+_SILENCE = -60.0
+_RELATED = {"cifar10": "cifar10-jpeg", "cifar10-partial": "cifar10-jpeg"}
+
+
+def default_extractor(data: str, spec: Grid) -> Extractor:
+    """Return the classifier of a data set where its images fit it, else random features."""
+    name = _RELATED.get(data, data)
+    if name in CLASSIFIERS:
+        own = get_extractor(name)
+        fits = (own.levels - 1) % (spec.levels - 1) == 0
+        if fits and getattr(own, "shape", None) == spec.shape:
+            return own
+    return get_extractor("random", levels=spec.levels)
+
+
+def match_levels(images: Tensor, levels: int, target: int) -> Tensor:
+    """Scale uint8 images of `levels` levels to `target` levels; raises DataError if uneven."""
+    factor, rest = divmod(target - 1, levels - 1)
+    if rest:
+        raise DataError(
+            f"images of {levels} levels don't map evenly to the extractor's {target}: "
+            "use --extractor random or inception"
+        )
+    return images * factor
+
+
+def value_features(native: Tensor, codec: VectorCodec | AudioCodec) -> Tensor:
+    """Return what native rows are compared by, float64 (n, features).
+
+    Vectors: their columns, standardised by the training part's mean and spread. Audio (n, 1, t):
+    the power in 32 bands of frequency in dB, its mean and its spread over time; below -60 dB, where
+    the training part's RMS is about 0, all counts as silence.
+    """
+    if isinstance(codec, VectorCodec):
+        return native.flatten(1).double()
+    levels = np.maximum(log_spectrogram(native[:, 0].numpy()), _SILENCE)
+    bands = np.array_split(levels, BANDS, axis=1)
+    power = np.stack([band.mean(1) for band in bands], 1)
+    return torch.from_numpy(np.concatenate([power.mean(2), power.std(2)], 1))
+
+
+def features_of(
+    data: DataSet, device: torch.device | str = "cpu"
+) -> tuple[str, Callable[[Tensor], Tensor]] | None:
+    """Return (name of the features, native rows (n, …) to features (n, d)) of a data set.
+
+    None where its rows have no features of ours: text, and images that no extractor takes.
+    """
+    codec, spec = data.codec, data.spec
+    if isinstance(codec, VectorCodec | AudioCodec):
+        name = "columns" if isinstance(codec, VectorCodec) else "spectra"
+        return name, lambda rows: value_features(rows, codec)
+    if not isinstance(spec, Grid) or len(spec.size) != 2 or not 1 <= spec.channels <= 4:
+        return None
+    if min(spec.size) < 4:
+        return None
+    extractor = default_extractor(data.name, spec).to(device)
+    scaled = extractor.levels if extractor.levels != spec.levels else 0
+
+    def features(rows: Tensor) -> Tensor:
+        rows = match_levels(rows, spec.levels, scaled) if scaled else rows
+        return extractor.features(rows).double()
+
+    return f"{extractor.name} features", features

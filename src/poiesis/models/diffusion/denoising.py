@@ -1,0 +1,520 @@
+"""What all models that learn to remove noise share: network, loss, guidance, sampling.
+
+A model of the family says how it noises its data (`marginal`), which levels it trains at
+(`draw_times`), what its network predicts (`prediction`) and over which levels it samples (`path`).
+Its `denoiser` then is the one thing that samplers, guidance and likelihoods know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from poiesis.config import check
+from poiesis.errors import ConfigError, SpecError
+from poiesis.models.base import Batch, GenerativeModel, Loss, Optim, Phase, Schedule, Stage
+from poiesis.nn.denoising_mlp import DenoisingMLP
+from poiesis.nn.unet import UNet, UNetOptions
+from poiesis.rng import Noise
+from poiesis.sampling import diffusion, editing, solvers
+from poiesis.spec import Captions, Classes, Condition, Grid, Spec, Vector
+
+__all__ = ["DenoisingModel", "network_sizes", "padded", "side_of"]
+
+
+class DenoisingModel(GenerativeModel):
+    """Base of diffusion and flow-matching models."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Options of the network and its training."""
+
+        network: Literal["unet", "mlp"] = "unet"
+        """unet: convolutions, for images; mlp: dense layers, for vectors."""
+        channels: int = 32
+        """Width of the first resolution, a multiple of `groups`; mlp: units of every layer."""
+        multipliers: tuple[int | float, ...] = (1, 2, 2)
+        """Width of each resolution in units of `channels`, from fine to coarse (network unet)."""
+        blocks: int = 1
+        """Residual blocks per resolution on the way down (one more on the way up); mlp: layers."""
+        attention: tuple[int, ...] = (8,)
+        """Resolutions with self-attention, by longer side in pixels; the coarsest always ends in
+        one."""
+        groups: int = 8
+        """Groups of the group normalisation (network unet)."""
+        unet: UNetOptions = field(default_factory=UNetOptions)
+        """Finer points of the U-Net, in which published ones differ."""
+        dropout: float = 0.0
+        """Share of features dropped inside residual blocks."""
+        conditional: bool = True
+        """Learn the classes or captions, where the data has any."""
+        label_dropout: float = 0.1
+        """Share of samples trained without their class or caption, which guidance needs."""
+        text_width: int = 64
+        """Width of the transformer that reads captions, a multiple of 4."""
+        text_layers: int = 2
+        """Layers of it."""
+        min_snr: float = 0.0
+        """Caps the weight of a level, as an error of the clean data, at this signal-to-noise ratio
+        (arXiv 2303.09556: 5); 0 is no cap."""
+        batch_size: int = 64
+        """Samples per step."""
+        learning_rate: float = 1e-3
+        """Step size of Adam."""
+        warmup: float = 100
+        """Steps over which the step size rises (a share of the run if below 1)."""
+        decay: Literal["constant", "cosine"] = "cosine"
+        """How the step size goes on after that."""
+        clip: float = 1.0
+        """Largest gradient norm."""
+        ema: float = 0.999
+        """Decay per step of the averaged weights, with which it samples; 0 is none."""
+
+        def __post_init__(self) -> None:
+            check("channels", self.channels, low=2)
+            check("groups", self.groups, low=1)
+            check("blocks", self.blocks, low=1, high=64)
+            check("dropout", self.dropout, low=0, high=0.99)
+            check("label_dropout", self.label_dropout, low=0, high=1)
+            check("text_width", self.text_width, low=4)
+            check("text_layers", self.text_layers, low=1, high=64)
+            if self.text_width % 4:
+                raise ConfigError(f"text_width = {self.text_width} is not a multiple of 4")
+            check("min_snr", self.min_snr, low=0)
+            check("batch_size", self.batch_size, low=1)
+            check("learning_rate", self.learning_rate, low=0, open_low=True)
+            check("warmup", self.warmup, low=0)
+            check("clip", self.clip, low=0, open_low=True)
+            check("ema", self.ema, low=0, high=0.999999)
+            if self.network == "mlp":
+                return
+            if not self.multipliers:
+                raise ConfigError("multipliers is empty: give one width per resolution, e.g. 1,2,2")
+            for multiplier in self.multipliers:
+                check("multipliers", multiplier, low=0, open_low=True)
+            if self.channels % self.groups:
+                raise ConfigError(
+                    f"channels = {self.channels} is not a multiple of groups = {self.groups}"
+                )
+
+    @dataclass(frozen=True, kw_only=True)
+    class Sampling:
+        """How samples are drawn."""
+
+        sampler: Literal[
+            "ancestral",
+            "ddim",
+            "euler",
+            "heun",
+            "dpm-solver++",
+            "dpm-solver++sde",
+            "unipc",
+            "adaptive",
+        ] = "dpm-solver++"
+        """euler (ddim without noise), heun, dpm-solver++, unipc and adaptive are deterministic;
+        ancestral and dpm-solver++sde add noise on the way, as ddim does by its eta."""
+        steps: int | None = None
+        """Steps from noise to data; None is what the sampler needs: 20 for dpm-solver++, 50 for
+        ddim. heun calls its network twice a step, the others once."""
+        eta: float = 0.0
+        """Noise of ddim: 0 is deterministic, 1 is DDPM with the smaller variance."""
+        variance: Literal["large", "small"] = "large"
+        """Noise of ancestral: of the forward step, or less, as much as clean data would explain."""
+        order: int = 2
+        """Order of dpm-solver++ (1 to 3) and of unipc's predictor (1 to 3)."""
+        tolerance: float = 1e-3
+        """Error that adaptive allows in a step."""
+        guidance: float = 1.0
+        """Strength s of u + s (c − u): 0 ignores the class or caption, 1 follows it, more
+        exaggerates it."""
+        guidance_interval: tuple[float, float] = (0.0, 1.0)
+        """Shares of noise σ/(α + σ) between which guidance acts; outside, the class is followed
+        plainly (arXiv 2404.07724)."""
+        guidance_rescale: float = 0.0
+        """Share of guidance's growth in contrast that is taken back (arXiv 2305.08891: 0.7)."""
+        clip: Literal["none", "static", "dynamic"] = "static"
+        """Keep the clean estimate of images in range: clamp it, or (dynamic) shrink it when it
+        overshoots."""
+
+        def __post_init__(self) -> None:
+            check("steps", self.steps, low=1)
+            check("eta", self.eta, low=0, high=1)
+            check("order", self.order, low=1, high=3)
+            check("tolerance", self.tolerance, low=1e-9, high=1)
+            check("guidance", self.guidance, low=0, high=100)
+            for share in self.guidance_interval:
+                check("guidance_interval", share, low=0, high=1)
+            if len(self.guidance_interval) != 2:
+                raise ConfigError(
+                    f"guidance_interval = {self.guidance_interval} is not two shares of noise, "
+                    "e.g. 0.1,0.9"
+                )
+            check("guidance_rescale", self.guidance_rescale, low=0, high=1)
+
+    known_as: ClassVar[str]
+    """Name in messages."""
+    default_steps: ClassVar[Mapping[str, int]] = {
+        "ancestral": 1000,
+        "ddim": 50,
+        "euler": 50,
+        "heun": 18,
+        "dpm-solver++": 20,
+        "dpm-solver++sde": 50,
+        "unipc": 12,
+        "adaptive": 20,
+    }
+    """Steps that each sampler takes unless told."""
+
+    reads_captions = True
+
+    config: Any
+    spec: Grid | Vector
+
+    def __init__(self, config: Any, spec: Spec, condition: Condition | None = None) -> None:
+        super().__init__(config, spec, condition if config.conditional else None)
+        classes = self.condition.count if isinstance(self.condition, Classes) else 0
+        if isinstance(spec, Vector):
+            self.mlp = DenoisingMLP(
+                features=spec.features,
+                width=config.channels,
+                layers=config.blocks,
+                dropout=config.dropout,
+                classes=classes,
+            )
+            return
+        assert isinstance(spec, Grid)
+        sizes = [max(spec.size) // 2**i for i in range(len(config.multipliers))]
+        strange = [size for size in config.attention if size not in sizes]
+        if strange:
+            raise ConfigError(
+                f"attention = {strange[0]} is not a resolution of this network;"
+                f" it has {', '.join(map(str, sizes))} px"
+            )
+        captions = self.condition if isinstance(self.condition, Captions) else None
+        self.unet = UNet(
+            image_channels=spec.channels,
+            channels=config.channels,
+            multipliers=config.multipliers,
+            blocks=config.blocks,
+            attention=[size in config.attention for size in sizes],
+            groups=config.groups,
+            dropout=config.dropout,
+            classes=classes,
+            options=config.unet,
+            captions=(captions.vocabulary, captions.length) if captions else None,
+            text_width=config.text_width,
+            text_layers=config.text_layers,
+        )
+
+    @classmethod
+    def view(cls, config: Any, spec: Spec) -> Spec:
+        """Return images in [-1, 1], padded so that each resolution is half the one before; vectors.
+
+        Raises SpecError for other data and for a network that does not fit it.
+        """
+        if isinstance(spec, Vector):
+            if config.network != "mlp":
+                raise SpecError(f"network {config.network!r} needs images; use mlp for a {spec}")
+            return spec
+        side_of(spec, cls.known_as)
+        if config.network == "mlp":
+            raise SpecError(f"network 'mlp' learns vectors; use unet for a {spec}")
+        assert isinstance(spec, Grid)
+        size = tuple(padded(side, len(config.multipliers)) for side in spec.size)
+        return Grid(channels=spec.channels, size=size, domain="signed", levels=spec.levels)
+
+    @property
+    def _bounded(self) -> bool:
+        """Whether data lie in [-1, 1]: images, not their latents."""
+        return isinstance(self.spec, Grid) and self.spec.domain == "signed"
+
+    @property
+    def _network(self) -> nn.Module:
+        return self.unet if isinstance(self.spec, Grid) else self.mlp
+
+    # -- what a model of the family says --------------------------------------------------------
+
+    @property
+    def prediction(self) -> diffusion.Prediction:
+        """What the network predicts."""
+        raise NotImplementedError
+
+    def draw_times(self, batch: Batch) -> Tensor:
+        """Draw the noise levels to train at, (b,)."""
+        raise NotImplementedError
+
+    def draw_noise(self, batch: Batch) -> Tensor:
+        """Draw the noise that is added to the data, of its shape."""
+        return batch.randn(*batch.x.shape[1:])
+
+    def spread_times(self, shares: Tensor) -> Tensor:
+        """Return noise levels at shares (b,) in [0, 1) of their distribution in training."""
+        raise NotImplementedError
+
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return α and σ of levels (b,), each (b,), float32."""
+        raise NotImplementedError
+
+    def network_level(self, t: Tensor) -> Tensor:
+        """Return levels (b,) as the network is told them, a scale of 0…1000."""
+        return t
+
+    @property
+    def cleanest(self) -> float:
+        """Lowest noise level."""
+        return 0
+
+    def level_of(self, ratio: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the noise levels (b,) with σ/α = ratio (b,), or the nearest, and their α (b,)."""
+        raise NotImplementedError
+
+    def input_scale(self, alpha: Tensor, sigma: Tensor) -> Tensor | float:
+        """Return what x_t is multiplied by before the network sees it."""
+        return 1.0
+
+    def path(self, options: Any) -> diffusion.Path:
+        """Return the levels to sample over; raises ConfigError."""
+        raise NotImplementedError
+
+    def prior_std(self, path: diffusion.Path) -> float:
+        """Return the standard deviation of what sampling begins with."""
+        return path.sigma[0]
+
+    def steps_of(self, options: Any) -> int:
+        """Return how many steps sampling takes."""
+        return options.steps or self.default_steps[options.sampler]
+
+    # -- what the engine asks -------------------------------------------------------------------
+
+    def optimizers(self) -> Mapping[str, Optim]:
+        """Adam over the network."""
+        config = self.config
+        schedule = Schedule(kind=config.decay, warmup=config.warmup)
+        (name,) = self.networks()
+        return {
+            "adam": Optim(
+                networks=(name,), lr=config.learning_rate, schedule=schedule, clip=config.clip
+            )
+        }
+
+    def stages(self) -> Sequence[Stage]:
+        """One stage of one phase."""
+        phase = Phase(name="train", loss=self.loss, step=("adam",))
+        return [Stage(phases=(phase,), batch_size=self.config.batch_size)]
+
+    def ema(self) -> Mapping[str, float]:
+        """Average the network's weights; without it samples are noisy (FID 8 instead of 3)."""
+        decay: float = self.config.ema
+        return dict.fromkeys(self.networks(), decay)
+
+    # -- training -------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch, step: int) -> Loss:
+        """Return the squared error of the target at a random level (arXiv 2006.11239, eq. 14)."""
+        t = self.draw_times(batch)
+        condition = self._dropped(batch)
+        error = self._error(batch, t, condition)
+        weighted = error
+        if self.config.min_snr > 0:
+            alpha, sigma = self.marginal(t)
+            # In units of the clean data the plain loss weighs a level by 1/gain².
+            gain = torch.as_tensor(diffusion.x0_gain(self.prediction, alpha, sigma)).square()
+            snr = (alpha / sigma).square()
+            weighted = error * gain * torch.minimum(snr, snr.new_tensor(self.config.min_snr))
+        return weighted, {"mse": error.detach()}
+
+    def _dropped(self, batch: Batch) -> Tensor | None:
+        """Return the batch's classes or captions, some of them, by sample, as none."""
+        condition = batch.condition if self.condition else None
+        if condition is not None:
+            dropped = batch.rand() < self.config.label_dropout
+            dropped = dropped.view(-1, *[1] * (condition.ndim - 1))
+            condition = condition.masked_fill(dropped, self.condition.none)
+        return condition
+
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the squared error per sample at levels spread evenly over the batch."""
+        rows = torch.arange(batch.size, device=batch.x.device) + batch.draws.start
+        # Multiples of the golden ratio cover the levels evenly, also among the rows of one class.
+        t = self.spread_times(rows * ((math.sqrt(5) - 1) / 2) % 1)
+        return {"mse": self._error(batch, t, batch.condition if self.condition else None)}
+
+    def _error(self, batch: Batch, t: Tensor, condition: Tensor | None) -> Tensor:
+        """Return the squared error (b,) of the network's output."""
+        x0, eps = batch.x, self.draw_noise(batch)
+        alpha, sigma = self._level(t)
+        target = diffusion.target_of(self.prediction, x0, eps, alpha, sigma)
+        output = self.output(alpha * x0 + sigma * eps, t, condition)
+        return (output - target).square().flatten(1).mean(1)
+
+    def output(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """Return the network's output at levels t (b,), float32, of x_t's shape."""
+        scale = self.input_scale(*self._level(t))
+        x_t = x_t.float()
+        if not isinstance(scale, float):
+            x_t = x_t * scale
+        return self._network(x_t, self.network_level(t), condition).float()
+
+    def _level(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return α and σ of levels (b,), to be multiplied with samples."""
+        shape = (-1, *[1] * len(self.spec.shape))
+        alpha, sigma = self.marginal(t)
+        return alpha.view(shape), sigma.view(shape)
+
+    # -- sampling -------------------------------------------------------------------------------
+
+    def denoiser(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return the estimate of x0, float32, whatever the network was trained for.
+
+        x_t: α_t x0 + σ_t ε, (b, *spec.shape). t: noise levels (b,), of the model's own scale; those
+        below its cleanest are taken for it.
+        condition: int64, classes (b,) or captions (b, length); None is without.
+        """
+        t = t.clamp(min=self.cleanest)
+        alpha, sigma = self._level(t)
+        output = self.output(x_t, t, condition if self.condition else None)
+        return diffusion.x0_from(self.prediction, output, x_t.float(), alpha, sigma)
+
+    def draw(self, noise: Noise, condition: Tensor | None, options: Any) -> Tensor:
+        """Draw len(noise) samples; without a condition it is left open."""
+        path = self.path(options)
+        x = noise.randn(*self.spec.shape) * self.prior_std(path)
+        return self._solved(path, x, noise, condition, options)
+
+    def edit(
+        self,
+        x: Tensor,
+        noise: Noise,
+        condition: Tensor | None = None,
+        options: Any = None,
+        *,
+        strength: float = 0.5,
+    ) -> Tensor:
+        """Return variants of x (b, *spec.shape): noise added, then taken away (arXiv 2108.01073).
+
+        strength: share of the sampler's steps that are taken, (0, 1]; 1 keeps almost nothing of x.
+        """
+        options = self.Sampling() if options is None else options
+        path = editing.tail(self.path(options), strength)
+        return self._solved(path, editing.noised(path, x, noise), noise, condition, options)
+
+    def inpaint(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        noise: Noise,
+        condition: Tensor | None = None,
+        options: Any = None,
+        *,
+        resamples: int = 5,
+    ) -> Tensor:
+        """Return x (b, *spec.shape) with what a mask covers made anew; see `editing.inpaint`.
+
+        mask: broadcastable to x, 1 where x is to be filled in. Of the options, sampler, eta, order
+        and tolerance have no meaning here: every step is DDPM's.
+        """
+        options = self.Sampling() if options is None else options
+        path = self.path(options)
+        start = _precise(noise.randn(*self.spec.shape) * self.prior_std(path))
+        denoise = self._denoise(condition, options)
+        filled = editing.inpaint(denoise, path, start, x, mask, noise, resamples=resamples).float()
+        filled = filled.clamp(-1, 1) if self._bounded else filled
+        return torch.where(mask > 0, filled, x)
+
+    def invert(self, x: Tensor, condition: Tensor | None = None, options: Any = None) -> Tensor:
+        """Return the noise (b, *spec.shape) from which ddim without noise makes about x."""
+        options = self.Sampling() if options is None else options
+        return editing.invert(
+            self._denoise(condition, options), self.path(options), _precise(x)
+        ).float()
+
+    def _solved(
+        self,
+        path: diffusion.Path,
+        x: Tensor,
+        noise: Noise,
+        condition: Tensor | None,
+        options: Any,
+    ) -> Tensor:
+        """Return data from x at the path's first point, by the sampler of the options."""
+        solver = solvers.SOLVERS[options.sampler]
+        own = {name: getattr(options, name) for name in solver.options}
+        denoise = self._denoise(condition, options)
+        x = solver.run(denoise, path, _precise(x), noise, **own).float()
+        return x.clamp(-1, 1) if self._bounded else x
+
+    def _denoise(self, condition: Tensor | None, options: Any) -> diffusion.Denoise:
+        """Return the denoiser that samplers call: guided, clipped, in the precision of x_t."""
+
+        def denoise(x_t: Tensor, level: Any) -> Tensor:
+            t = torch.full((len(x_t),), level, device=x_t.device)
+            x0 = self.guided(x_t.float(), t, condition, options)
+            if self._bounded:
+                x0 = diffusion.clip_x0(x0, options.clip)
+            return x0.to(x_t)
+
+        return denoise
+
+    def guided(self, x_t: Tensor, t: Tensor, condition: Tensor | None, options: Any) -> Tensor:
+        """Return the estimate of x0 with classifier-free guidance."""
+        scale = options.guidance
+        if self.condition is None or condition is None or scale == 0:
+            return self.denoiser(x_t, t)
+        alpha, sigma = self.marginal(t[:1])
+        low, high = options.guidance_interval
+        if scale == 1 or not low <= float(sigma / (alpha + sigma)) <= high:
+            return self.denoiser(x_t, t, condition)
+        both = torch.cat([condition, torch.full_like(condition, self.condition.none)])
+        estimates = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
+        conditional, unconditional = estimates.chunk(2)
+        guided = diffusion.guide(conditional, unconditional, scale)
+        return diffusion.rescale(guided, conditional, options.guidance_rescale)
+
+
+def _precise(x: Tensor) -> Tensor:
+    """Return x in double precision, where it is to be had.
+
+    Many small steps add up (arXiv 2206.00364, appendix E).
+    """
+    return x if x.device.type == "mps" else x.double()
+
+
+def side_of(spec: Spec, name: str) -> int:
+    """Return the longer side of an image spec; raises SpecError for anything else."""
+    if not isinstance(spec, Grid) or len(spec.size) != 2:
+        kind = "images, (channels, height, width)"
+        raise SpecError(f"{name} learns {kind} or vectors; this data is a {spec}")
+    return max(spec.size)
+
+
+def network_sizes(spec: Spec, name: str) -> dict[str, Any]:
+    """Return options of a small and quick network: minutes on a CPU for images up to 32 px."""
+    if isinstance(spec, Vector):
+        return {
+            "network": "mlp",
+            "channels": 256 if spec.features > 8 else 128,
+            "blocks": 4,
+            "attention": (),
+            "batch_size": 256,
+        }
+    side = side_of(spec, name)
+    # Small images: many small steps of a light network teach more in the same minutes.
+    light = {"batch_size": 32, "learning_rate": 2e-3} if side <= 32 else {}
+    if side <= 16:
+        return {"multipliers": (1, 2), "attention": (padded(side, 2) // 2,), **light}
+    levels = max(3, math.ceil(math.log2(side / 8)) + 1)
+    attention = (padded(side, levels) // 2 ** (levels - 1),)
+    if side <= 32:
+        return {"channels": 16, "multipliers": (1, 2, 4), "attention": attention, **light}
+    return {"multipliers": (1, *[2] * (levels - 1)), "attention": attention}
+
+
+def padded(side: int, resolutions: int) -> int:
+    """Return the next multiple of 2^(resolutions − 1)."""
+    unit = 2 ** (resolutions - 1)
+    return -(-side // unit) * unit
