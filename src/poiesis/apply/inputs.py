@@ -198,9 +198,8 @@ def in_batches(
 ) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
     """Yield (start, end, rows in the model's view, their classes if the model wants them)."""
     model = trained.model
-    # A caption may be left open.
-    needed = model.condition is not None and not isinstance(model.condition, Captions)
-    if needed and inputs.labels is None:
+    captioned = isinstance(model.condition, Captions)  # a caption may be left open
+    if model.condition is not None and not captioned and inputs.labels is None:
         raise DataError(
             f"{inputs.where}: this {trained.name} is conditional; lay the files out in folders "
             f"called as its classes, e.g. {(model.condition.names or ('0',))[0]}"

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,10 +79,11 @@ def read_shapes(image: Tensor) -> tuple[list[SeenShape], float]:
     other = float(foreign.sum())
     found = []
     for number, colour in enumerate(COLOURS):
-        parts, count = ndimage.label(painted & ~foreign & (nearest == number))
+        labelled: Any = ndimage.label(painted & ~foreign & (nearest == number))
+        parts, count = labelled
         for part in range(1, count + 1):
             inside = parts == part
-            edge = ndimage.binary_dilation(inside, np.ones((3, 3))) & ~painted
+            edge = np.asarray(ndimage.binary_dilation(inside, np.ones((3, 3))), bool) & ~painted
             share = torch.from_numpy(shares[..., number].clip(0, 1) * (inside | edge))
             if float(share.sum()) < _LEAST_AREA:
                 other += float(share.sum())
