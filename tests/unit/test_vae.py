@@ -9,7 +9,7 @@ from torch import distributions as D
 from torch import nn
 
 from poiesis.errors import ConfigError, SpecError
-from poiesis.models.autoencoders.mixture import log_logistic
+from poiesis.models.autoencoders.mixture import log_bernoulli, log_logistic
 from poiesis.models.autoencoders.vae import VAE
 from poiesis.models.base import Batch
 from poiesis.models.capabilities import of
@@ -99,6 +99,19 @@ def test_kl_is_the_closed_form():
     torch.testing.assert_close(terms["kl"], expected, rtol=1e-4, atol=1e-5)
     total = terms["reconstruction"] + terms["kl"]
     torch.testing.assert_close(terms["negative_elbo"], total)
+
+
+def test_bernoulli_is_that_of_torch_with_its_gradients():
+    torch.manual_seed(0)
+    logits = (8 * torch.randn(4, 2, 3, 5, dtype=torch.float64)).requires_grad_()
+    bits = (torch.rand(4, 2, 3, 5, dtype=torch.float64) < 0.4).double()
+    wanted = D.Bernoulli(logits=logits).log_prob(bits).sum((1, 2, 3))
+    torch.testing.assert_close(log_bernoulli(bits, logits), wanted)
+    gray = torch.rand_like(bits).requires_grad_()
+    assert torch.autograd.gradcheck(log_bernoulli, (gray, logits))
+    far = torch.tensor([[-200.0, 200.0]], requires_grad=True)
+    log_bernoulli(torch.tensor([[1.0, 1.0]]), far).sum().backward()
+    assert far.grad.tolist() == [[1.0, 0.0]]
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])

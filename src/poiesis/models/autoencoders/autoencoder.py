@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from poiesis.config import check
 from poiesis.errors import ConfigError, SpecError
 from poiesis.models.autoencoders.density import LatentDensity, LatentSampling
+from poiesis.models.autoencoders.mixture import log_bernoulli
 from poiesis.models.autoencoders.networks import (
     Labelled,
     dense,
@@ -204,10 +204,8 @@ class Autoencoder(GenerativeModel):
         """Return the distance between data and the decoder's output, float32 (b,)."""
         x, output = x.float(), output.float()
         if self.config.distance == "bernoulli":
-            value = F.binary_cross_entropy_with_logits(output, x, reduction="none")
-        else:
-            value = 0.5 * (output - x).square()
-        return value.flatten(1).sum(1)
+            return -log_bernoulli(x, output)
+        return 0.5 * (output - x).square().flatten(1).sum(1)
 
     def shown(self, output: Tensor) -> Tensor:
         """Return the decoder's output as data in the view."""

@@ -21,6 +21,7 @@ from poiesis.config import check
 from poiesis.errors import CapabilityError, ConfigError, SpecError
 from poiesis.models.autoencoders.mixture import (
     bernoulli_cdf,
+    log_bernoulli,
     log_logistic,
     log_mixture,
     logistic_cdf,
@@ -319,7 +320,7 @@ class VAE(GenerativeModel):
         x, output = x.float(), output.float()
         if self.config.likelihood == "bernoulli":
             # With gray levels: the mean over the images binarised with these probabilities.
-            value = -F.binary_cross_entropy_with_logits(output, x, reduction="none")
+            return log_bernoulli(x, output)
         elif self.config.likelihood == "gaussian":
             value = log_normal(x, output, self._log_sigma())
         elif self.config.mixtures > 1:

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from poiesis.config import check
 from poiesis.errors import CapabilityError, ConfigError, SpecError
@@ -30,6 +29,7 @@ from poiesis.models.autoencoders.hierarchy import (
 )
 from poiesis.models.autoencoders.mixture import (
     bernoulli_cdf,
+    log_bernoulli,
     log_mixture,
     mixture_cdf,
     mixture_mean,
@@ -297,9 +297,8 @@ class VDVAE(GenerativeModel):
         """Return log p(x|z) in nats, summed over pixels (b,), in float32."""
         x, output = x.float(), self._cropped(output)
         if self.config.likelihood == "bernoulli":
-            value = -F.binary_cross_entropy_with_logits(output, x, reduction="none")
-        else:
-            value = log_mixture(x, output, self.config.mixtures, self.spec.levels)
+            return log_bernoulli(x, output)
+        value = log_mixture(x, output, self.config.mixtures, self.spec.levels)
         return value.flatten(1).sum(1)
 
     def _cropped(self, output: Tensor) -> Tensor:
