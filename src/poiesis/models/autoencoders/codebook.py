@@ -80,7 +80,8 @@ class Codebook(nn.Module):
         with torch.autocast(z_nd.device.type, enabled=False):
             half = 0.5 * self.vectors.square().sum(1)
             found = [
-                (half - rows @ self.vectors.T).argmin(1)
+                # Not argmin, which takes a CPU longer than the product.
+                torch.addmm(half, rows, self.vectors.T, alpha=-1).min(1).indices
                 for rows in z_nd.split(max(1, _DISTANCES // len(half)))
             ]
         return torch.cat(found)
@@ -144,14 +145,15 @@ class Codebook(nn.Module):
     def _totals(self, z_nd: Tensor, codes_n: Tensor) -> tuple[Tensor, Tensor]:
         """Return how many vectors (k,) each code has, and their sum (k, d)."""
         k = len(self.counts)
-        counts, sums = torch.zeros_like(self.counts), torch.zeros_like(self.vectors)
+        counts = torch.bincount(codes_n, minlength=k).to(self.counts)
+        sums = torch.zeros_like(self.vectors)
+        if z_nd.device.type == "cpu":
+            return counts, sums.index_add_(0, codes_n, z_nd)
         size = max(1, _DISTANCES // k)
         with torch.autocast(z_nd.device.type, enabled=False):
             for rows, codes in zip(z_nd.split(size), codes_n.split(size), strict=True):
-                # A product, not a scatter: on a GPU that would add up in any order.
-                member = nn.functional.one_hot(codes, k).to(rows)
-                counts += member.sum(0)
-                sums += member.T @ rows
+                # A product, for other devices would add up in any order.
+                sums += nn.functional.one_hot(codes, k).to(rows).T @ rows
         return counts, sums
 
     # -- the start -------------------------------------------------------------------------------
