@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -105,6 +106,9 @@ def leave() -> None:
 
     if dist.is_initialized():
         dist.destroy_process_group()
+        # The group's own threads need the interpreter to let go of the last tensors, and abort the
+        # process (exit code -6) where it is gone by then. They get it while this one sleeps.
+        time.sleep(0.2)
 
 
 def lost(error: BaseException) -> bool:

@@ -65,6 +65,23 @@ def same(one: list[dict[str, float]], two: list[dict[str, float]], tolerance: fl
             assert b[key] == pytest.approx(value, rel=tolerance, abs=tolerance), (step, key)
 
 
+def test_processes_end_in_peace(tmp_path):
+    # A group that something still refers to (a device mesh does) outlives its being left.
+    script = tmp_path / "work.py"
+    script.write_text(
+        "import torch.distributed as dist\n"
+        "from poiesis import processes\n"
+        "processes.join()\n"
+        "group = dist.group.WORLD\n"
+        "for _ in range(3):\n"
+        "    processes.largest(1.0)\n"
+        "processes.leave()\n"
+    )
+    for _ in range(5):  # by chance: every other time it did not
+        done = torchrun(str(script))
+        assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", work.MODELS)
 def test_losses_agree_with_one_process(seen, name):
     one = work.losses(name)
