@@ -7,7 +7,7 @@ from typing import Any
 
 from poiesis.reporting.plots import curve
 from poiesis.runs import Run
-from poiesis.training.alarms import FAIL, LOST, OVERFIT, SEPARATE
+from poiesis.training.alarms import FAIL, OVERFIT, SEPARATE
 
 __all__ = ["health_section"]
 
@@ -22,7 +22,7 @@ _SHARES = {
 """Numbers whose null real data give; below a share `FAIL` of it something is lost."""
 _LEVELS = {
     "ndb": ("bins that differ", 0.05, 0.15),
-    "lost": ("real samples in bins drawn half as often or less", 0.0, LOST),
+    "lost": ("real samples in bins drawn half as often or less", 0.0, None),
     "fooled": ("generated looks more real than real", 0.5, SEPARATE),
     "r_t": ("r_t, sign of D on training data", 0.0, 0.6),
     "overfit": ("r_v, D between training and held-out", 0.0, OVERFIT),

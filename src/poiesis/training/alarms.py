@@ -16,14 +16,13 @@ from poiesis.training.monitors import Null
 __all__ = ["RULES", "Alarm", "Check", "Rule", "judge", "wrong"]
 
 FAIL = 0.5
-"""Share of what real data reach, below which a number of theirs is lost."""
-LOST = 0.2
-"""Share of the data that may be drawn too rarely: 80% of it must be reached."""
+"""Share of what real data reach, or of the best so far, below which something is lost."""
 GRACE = 500
-"""Steps of a stage before which a model need not have left the state it was initialised in."""
-SEPARATE = 0.01
+"""Steps of a stage that are for leaving the state that networks are initialised in: until then the
+samples of the healthiest model are all alike, and its discriminator tells them all."""
+SEPARATE = 0.001
 """Chance of a generated sample to look more real than a real one (1/2 where they are equal), below
-which the discriminator has won."""
+which the discriminator has won: with 512 of each, half a real one on average."""
 OVERFIT = 0.5
 """Share of the way from training data to generated ones at which the discriminator puts held-out
 data, above which it knows the training data by heart."""
@@ -112,19 +111,53 @@ def _share(check: Check, nulls: Mapping[str, Null], name: str) -> float:
     return check.values.get(name, math.nan) / nulls[name].mean
 
 
-def _grown(check: Check, before: Sequence[Check], nulls: Mapping[str, Null]) -> bool:
-    """Return whether a model should have left its initial state: by now, or because it did once."""
-    return check.since >= GRACE or any(_share(c, nulls, "vendi") >= FAIL for c in before)
+def _improves(check: Check, before: Sequence[Check], nulls: Mapping[str, Null]) -> bool:
+    """Return whether the samples got better in the second half of the stage's steps so far.
+
+    Beyond chance, in any of three numbers. True where there was no time to tell.
+    """
+    first = [c for c in before if c.since <= check.since / 2]
+    second = [c for c in (*before, check) if c.since > check.since / 2]
+    if len(first) < 2 or len(second) < 2:
+        return True
+    return any(
+        _best(second, name) > _best(first, name) + SURE * nulls[name].sd
+        for name in ("vendi", "recall", "coverage")
+        if name in nulls
+    )
+
+
+def _best(checks: Sequence[Check], name: str) -> float:
+    return max((c.values[name] for c in checks if c.values.get(name, 0) > 0), default=0.0)
+
+
+def _fewer(check: Check, before: Sequence[Check], nulls: Mapping[str, Null]) -> bool:
+    """Return whether the samples reach less than half of the data and don't get better.
+
+    Samples that are more varied in their values than any real ones are noise, which is not it: a
+    model that begins with noise is on its way.
+    """
+    if "variety" not in nulls or check.since < GRACE:
+        return False
+    noise = nulls["variety"].mean + SURE * nulls["variety"].sd
+    reached = _share(check, nulls, "recall") < FAIL and check.values["variety"] <= noise
+    return reached and not _improves(check, before, nulls)
 
 
 def _collapse(check: Check, before: Sequence[Check], nulls: Mapping[str, Null]) -> str:
-    """Few different samples, by their features and by their values.
-
-    Both: noise differs in its values but not in features, blurred samples the other way round.
-    """
-    vendi, variety = (_share(check, nulls, name) for name in ("vendi", "variety"))
-    if not (vendi < FAIL and variety < FAIL and _grown(check, before, nulls)):
+    """Samples of some kinds only: fewer than half of those there were, or with no way to more."""
+    repeat = all(_share(check, nulls, name) < FAIL for name in ("vendi", "variety"))
+    recall = _share(check, nulls, "recall")
+    best = _best([c for c in before if c.since >= GRACE], "vendi")
+    fallen = repeat and recall < FAIL and check.values["vendi"] < FAIL * best
+    if check.since < GRACE or not (fallen or _fewer(check, before, nulls)):
         return ""
+    if not repeat:
+        return (
+            f"{check.values['recall']:.0%} of the data lie among the samples, of which real ones "
+            f"would reach {nulls['recall'].mean:.0%}, and it gets no better; kinds that make up "
+            f"{check.values['lost']:.0%} of it are drawn less than half as often as they should be"
+        )
     has, real = check.values["vendi"], nulls["vendi"].mean
     seen = f"the samples are as varied as {has:.1f} different ones, real data as {real:.1f}"
     support = _share(check, nulls, "support")
@@ -133,37 +166,25 @@ def _collapse(check: Check, before: Sequence[Check], nulls: Mapping[str, Null]) 
     return seen
 
 
-def _missing(check: Check, before: Sequence[Check], nulls: Mapping[str, Null]) -> str:
-    """Samples that look like data but leave out much of it."""
-    lost = check.values.get("lost", math.nan)
-    near = _share(check, nulls, "precision") >= FAIL
-    if not (near and lost > LOST) or check.since < GRACE:
+def _worse(check: Check, before: Sequence[Check], nulls: Mapping[str, Null]) -> str:
+    """What the samples reached once, as much as half of what real data reach, is half lost."""
+    if "coverage" not in nulls or check.since < GRACE:
         return ""
-    return (
-        f"{check.values['precision']:.0%} of the samples lie among real ones, but kinds that make "
-        f"up {lost:.0%} of the data are drawn less than half as often as they should be"
-    )
-
-
-def _lost(check: Check, before: Sequence[Check], nulls: Mapping[str, Null]) -> str:
-    """What the samples reached once, and real data reach, is half lost."""
-    if "coverage" not in nulls or "coverage" not in check.values:
+    now, best = check.values.get("coverage", math.nan), _best(before, "coverage")
+    if best < FAIL * nulls["coverage"].mean or not now < FAIL * best:
         return ""
-    best = max((c.values.get("coverage", 0.0) for c in before), default=0.0)
-    if best < FAIL * nulls["coverage"].mean or check.values["coverage"] >= FAIL * best:
-        return ""
-    return (
-        f"the samples reach {check.values['coverage']:.0%} of the data, after {best:.0%} at "
-        f"their best"
-    )
+    return f"{now:.0%} of the data have a sample next to them, after {best:.0%} at their best"
 
 
 def _won(check: Check, before: Sequence[Check], nulls: Mapping[str, Null]) -> str:
     """The discriminator tells everything apart, and the samples get no better."""
     fooled = check.values.get("fooled", math.nan)
-    if not fooled < SEPARATE or check.since < GRACE:
+    if not fooled < SEPARATE or check.since < GRACE or _improves(check, before, nulls):
         return ""
-    return f"a generated sample looks more real to it than a real one in {fooled:.2%} of pairs"
+    return (
+        f"a generated sample looks more real to it than a real one in {fooled:.2%} of pairs, and "
+        "the samples get no better"
+    )
 
 
 def _overfit(check: Check, before: Sequence[Check], nulls: Mapping[str, Null]) -> str:
@@ -218,16 +239,11 @@ RULES = (
         name="collapse",
         wrong=_collapse,
         helps="another seed, a lower learning rate, a gradient penalty (wgan-gp, r3gan), "
-        "BatchNorm in the generator; of a VAE a smaller weight of the KL",
-    ),
-    Rule(
-        name="missing modes",
-        wrong=_missing,
-        helps="a gradient penalty (wgan-gp, r3gan), a larger batch, another seed",
+        "BatchNorm in the generator, a larger batch; of a VAE a smaller weight of the KL",
     ),
     Rule(
         name="samples got worse",
-        wrong=_lost,
+        wrong=_worse,
         helps="an earlier checkpoint, a lower learning rate, averaged weights (--model.ema 0.999)",
     ),
     Rule(
