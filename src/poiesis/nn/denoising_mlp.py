@@ -13,15 +13,22 @@ __all__ = ["DenoisingMLP"]
 
 
 class DenoisingMLP(nn.Module):
-    """(x_t, noise level, class) → a vector of the same shape.
+    """(x_t, noise level, class) → a vector, of the same shape unless told.
 
     features: values of a sample. width: units of every layer. layers: residual layers. classes: 0,
-    or the number of classes; class number `classes` then means "no class". Shapes: b batch,
-    f features, e embedding.
+    or the number of classes; class number `classes` then means "no class". outputs: values that
+    come out, default `features`. Shapes: b batch, f features, e embedding.
     """
 
     def __init__(
-        self, *, features: int, width: int, layers: int, dropout: float = 0.0, classes: int = 0
+        self,
+        *,
+        features: int,
+        width: int,
+        layers: int,
+        dropout: float = 0.0,
+        classes: int = 0,
+        outputs: int | None = None,
     ) -> None:
         super().__init__()
         self.width = width
@@ -32,12 +39,12 @@ class DenoisingMLP(nn.Module):
         self.inlet = nn.Linear(features, width)
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.outlet = nn.Linear(width, features)
+        self.outlet = nn.Linear(width, outputs or features)
         nn.init.zeros_(self.outlet.weight)
         nn.init.zeros_(self.outlet.bias)
 
     def forward(self, x_bf: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return (b, features). t: levels (b,). condition: int64 (b,) or None."""
+        """Return (b, outputs). t: levels (b,). condition: int64 (b,) or None."""
         emb_be = self.time_embedding(sinusoidal_embedding(t, self.width))
         if self.class_embedding is not None:
             if condition is None:

@@ -21,6 +21,7 @@ from poiesis.config import check
 from poiesis.errors import ConfigError
 from poiesis.nn.dropout import Dropout
 from poiesis.nn.group_norm import GroupNorm
+from poiesis.nn.recompute import recomputed
 from poiesis.nn.text_encoder import Text, TextEncoder
 
 __all__ = ["UNet", "UNetOptions", "sinusoidal_embedding"]
@@ -198,9 +199,15 @@ class Level(nn.Module):
         self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList(attentions)
         self.resample = resample
+        self.recompute = False
 
     def block(self, i: int, x_bchw: Tensor, emb_be: Tensor, text: Text | None = None) -> Tensor:
         """Run residual block i and the attention after it, if there is one."""
+        if self.recompute and self.training:
+            return recomputed(self._block, i, x_bchw, emb_be, text)
+        return self._block(i, x_bchw, emb_be, text)
+
+    def _block(self, i: int, x_bchw: Tensor, emb_be: Tensor, text: Text | None) -> Tensor:
         x_bchw = self.resnets[i](x_bchw, emb_be)
         return self.attentions[i](x_bchw, text) if i < len(self.attentions) else x_bchw
 
@@ -244,7 +251,7 @@ class UpLevel(Level):
 
 
 class UNet(nn.Module):
-    """The network: (x_t, noise level, class) → an image of the same shape.
+    """The network: (x_t, noise level, class) → an image of the same size.
 
     channels: width of the first resolution, a multiple of `groups`. multipliers: width of each
     resolution in units of `channels`, from fine to coarse, fractions allowed; height and width must
@@ -252,7 +259,9 @@ class UNet(nn.Module):
     resolution has attention; the middle always does. classes: 0, or the number of classes; class
     number `classes` then means "no class". captions: tokens and length of captions, or None;
     attention is then paid to their tokens too. text_width, text_layers: sizes of the encoder of
-    these. Raises ConfigError for widths that groups or heads don't divide.
+    these. in_channels, out_channels: where they are not image_channels. recompute: keep only what
+    goes between the blocks for the way back and compute the rest anew. Raises ConfigError for
+    widths that groups or heads don't divide.
     """
 
     def __init__(
@@ -270,6 +279,9 @@ class UNet(nn.Module):
         captions: tuple[int, int] | None = None,
         text_width: int = 64,
         text_layers: int = 2,
+        in_channels: int | None = None,
+        out_channels: int | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         options = options or UNetOptions()
@@ -305,7 +317,7 @@ class UNet(nn.Module):
                 layers=text_layers,
                 out=embedding,
             )
-        self.conv_in = nn.Conv2d(image_channels, channels, 3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels or image_channels, channels, 3, padding=1)
 
         current = channels
         skips = [channels]
@@ -334,7 +346,9 @@ class UNet(nn.Module):
             self.up_blocks.append(UpLevel(resnets, attentions, Upsample(width) if i else None))
 
         self.conv_norm_out = GroupNorm(groups, current, eps=options.norm_eps)
-        self.conv_out = nn.Conv2d(current, image_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(current, out_channels or image_channels, 3, padding=1)
+        for level in (*self.down_blocks, self.mid_block, *self.up_blocks):
+            level.recompute = recompute  # type: ignore[assignment]
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -351,7 +365,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.conv_out.weight)
 
     def forward(self, x_bchw: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return (b, image_channels, h, w). t: levels (b,).
+        """Return (b, out_channels, h, w) of (b, in_channels, h, w). t: levels (b,).
 
         condition: int64, classes (b,) or captions (b, length); None is without.
         """

@@ -27,10 +27,12 @@ __all__ = [
     "Path",
     "Prediction",
     "Spacing",
+    "between",
     "clip_x0",
     "cosine_schedule",
     "decoder_level",
     "decoder_log_likelihood",
+    "decoder_sigma",
     "epsilon_from",
     "guide",
     "linear_schedule",
@@ -351,18 +353,43 @@ def prior_kl(schedule: NoiseSchedule, x0: Tensor) -> Tensor:
     return (mean.square() + variance - 1 - math.log(variance)).sum(1) / 2
 
 
-def step_kl(schedule: NoiseSchedule, level: Tensor, x0: Tensor, estimate: Tensor) -> Tensor:
+def step_kl(
+    schedule: NoiseSchedule,
+    level: Tensor,
+    x0: Tensor,
+    estimate: Tensor,
+    share: Tensor | None = None,
+) -> Tensor:
     """KL(q(x_{t−1} | x_t, x0) ‖ p(x_{t−1} | x_t)) in nats, summed per sample, (b,), float64.
 
     level: int64 (b,), each t in 1…T−1, counted from 0. estimate: the denoiser's x0 of x_t. p has
     the posterior's own variance β̃_t (arXiv 2006.11239, eq. 7 and 8), and then
     ‖μ̃(x_t, x0) − μ̃(x_t, x̂0)‖² / 2β̃_t is half the fall of α²/σ² times ‖x0 − x̂0‖².
+    share, of x0's shape: p's variance lies so far from β̃_t towards β_t in its log (`between`).
     """
     t = level.cpu()
     signal = schedule.alpha_bar / (1 - schedule.alpha_bar)
-    weight = (signal[t - 1] - signal[t]) / 2
-    error = (x0.double() - estimate.double()).square().flatten(1).sum(1)
-    return weight.to(error.device) * error
+    shape = (-1, *[1] * (x0.ndim - 1))
+    weight = ((signal[t - 1] - signal[t]) / 2).to(x0.device)
+    error = (x0.double() - estimate.double()).square()
+    if share is None:
+        return weight * error.flatten(1).sum(1)
+    # β / β̃ = (1 − ᾱ_t) / (1 − ᾱ_{t−1})
+    ratio = 2 * (schedule.sigma[t] / schedule.sigma[t - 1]).log().to(x0.device).view(shape)
+    growth = share.double() * ratio
+    shrink = torch.exp(-growth)
+    return (weight.view(shape) * error * shrink + (growth + shrink - 1) / 2).flatten(1).sum(1)
+
+
+def between(small: Any, large: Any, share: Tensor) -> Tensor:
+    """Return the variance at a share of the way from log(small) to log(large), both positive.
+
+    What a network that learns its variance says (arXiv 2102.09672, eq. 15).
+    """
+    logs = [
+        torch.as_tensor(v, dtype=share.dtype, device=share.device).log() for v in (small, large)
+    ]
+    return torch.exp(logs[0] + share * (logs[1] - logs[0]))
 
 
 _DECODER_WIDTH = 0.7384
@@ -383,7 +410,18 @@ def decoder_level(schedule: NoiseSchedule, data_levels: int | None) -> tuple[int
     return t, _DECODER_WIDTH * float(noise[t])
 
 
-def decoder_log_likelihood(x0: Tensor, mean: Tensor, sigma: float, levels: int | None) -> Tensor:
+def decoder_sigma(schedule: NoiseSchedule, t: int, share: Tensor) -> Tensor:
+    """Return the decoder's σ at t where the network learns its variance: its shape, float64.
+
+    Between the fixed one, which is DDPM's sqrt(β̃_1), and that of the noise in x_t.
+    """
+    small = _DECODER_WIDTH * float(schedule.sigma[t] / schedule.alpha[t])
+    return between(small, max(small, float(schedule.sigma[t])), share.double())
+
+
+def decoder_log_likelihood(
+    x0: Tensor, mean: Tensor, sigma: float | Tensor, levels: int | None
+) -> Tensor:
     """log p of integer levels, stored as x0 in [-1, 1], under N(mean, σ²) cut into bins.
 
     A bin reaches half the distance of two levels, 1/(levels − 1), to either side; the outermost
@@ -392,7 +430,8 @@ def decoder_log_likelihood(x0: Tensor, mean: Tensor, sigma: float, levels: int |
     """
     if levels is None:
         z = (x0.double() - mean.double()) / sigma
-        return -(z.square() / 2 + math.log(sigma * math.sqrt(2 * math.pi))).flatten(1).sum(1)
+        spread = torch.as_tensor(sigma).to(z)
+        return -(z.square() / 2 + (spread * math.sqrt(2 * math.pi)).log()).flatten(1).sum(1)
     half = 1 / (levels - 1)
     x = ((x0.double() + 1) / (2 * half)).round() * (2 * half) - 1
     mean = mean.double()

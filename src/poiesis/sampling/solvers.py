@@ -23,7 +23,7 @@ from torch import Tensor
 
 from poiesis.errors import ConfigError
 from poiesis.rng import Noise
-from poiesis.sampling.diffusion import Denoise, Path, epsilon_from, posterior
+from poiesis.sampling.diffusion import Denoise, Path, between, epsilon_from, posterior
 
 __all__ = [
     "SOLVERS",
@@ -47,13 +47,14 @@ def ancestral(
     x: Tensor,
     noise: Noise | None = None,
     *,
-    variance: Literal["large", "small"] = "large",
+    variance: Literal["large", "small"] | Callable[[], Tensor] = "large",
 ) -> Tensor:
     """DDPM's sampler (arXiv 2006.11239, algorithm 2). x: pure noise (b, …).
 
     variance: large is β_t, "fixedlarge"; small is the posterior's, "fixedsmall", and then it is
     `ddim` with eta = 1. Over all T levels it is the paper's; over fewer, the same with the longer
-    steps' β.
+    steps' β. A function: how far between small and large, in the log, each value's lies by the last
+    call of the denoiser, of x's shape (arXiv 2102.09672).
     """
     for i, level in enumerate(path.levels):
         a, b, small, large = posterior(
@@ -62,7 +63,10 @@ def ancestral(
         x = a * x + b * denoise(x, level)
         if path.sigma[i + 1] > 0:
             assert noise is not None
-            spread = math.sqrt(large if variance == "large" else small)
+            if callable(variance):
+                spread: Any = between(small, large, variance().to(x)).sqrt()
+            else:
+                spread = math.sqrt(large if variance == "large" else small)
             x = x + spread * noise.randn(*x.shape[1:])
     return x
 

@@ -18,16 +18,19 @@ from torch import Tensor, nn
 from poiesis.config import check
 from poiesis.errors import ConfigError, SpecError
 from poiesis.models.base import Batch, GenerativeModel, Loss, Optim, Phase, Schedule, Stage
+from poiesis.models.diffusion import guidance
+from poiesis.models.diffusion.edits import Edits, precise
+from poiesis.models.diffusion.guidance import Guided
 from poiesis.nn.denoising_mlp import DenoisingMLP
 from poiesis.nn.unet import UNet, UNetOptions
 from poiesis.rng import Noise
-from poiesis.sampling import diffusion, editing, solvers
+from poiesis.sampling import diffusion, solvers
 from poiesis.spec import Captions, Classes, Condition, Grid, Spec, Vector
 
 __all__ = ["DenoisingModel", "network_sizes", "padded", "side_of"]
 
 
-class DenoisingModel(GenerativeModel):
+class DenoisingModel(Edits, GenerativeModel):
     """Base of diffusion and flow-matching models."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,9 @@ class DenoisingModel(GenerativeModel):
         """Finer points of the U-Net, in which published ones differ."""
         dropout: float = 0.0
         """Share of features dropped inside residual blocks."""
+        recompute: bool = False
+        """Keep little of the U-Net's features for the way back and compute them anew: less memory,
+        about a third more time."""
         conditional: bool = True
         """Learn the classes or captions, where the data has any."""
         label_dropout: float = 0.1
@@ -185,6 +191,7 @@ class DenoisingModel(GenerativeModel):
                 layers=config.blocks,
                 dropout=config.dropout,
                 classes=classes,
+                outputs=self.outputs * spec.features,
             )
             return
         assert isinstance(spec, Grid)
@@ -209,6 +216,8 @@ class DenoisingModel(GenerativeModel):
             captions=(captions.vocabulary, captions.length) if captions else None,
             text_width=config.text_width,
             text_layers=config.text_layers,
+            out_channels=self.outputs * spec.channels,
+            recompute=config.recompute,
         )
 
     @classmethod
@@ -229,7 +238,7 @@ class DenoisingModel(GenerativeModel):
         return Grid(channels=spec.channels, size=size, domain="signed", levels=spec.levels)
 
     @property
-    def _bounded(self) -> bool:
+    def bounded(self) -> bool:
         """Whether data lie in [-1, 1]: images, not their latents."""
         return isinstance(self.spec, Grid) and self.spec.domain == "signed"
 
@@ -238,6 +247,11 @@ class DenoisingModel(GenerativeModel):
         return self.unet if isinstance(self.spec, Grid) else self.mlp
 
     # -- what a model of the family says --------------------------------------------------------
+
+    @property
+    def outputs(self) -> int:
+        """How many values the network says of each one of the data."""
+        return 1
 
     @property
     def prediction(self) -> diffusion.Prediction:
@@ -317,8 +331,7 @@ class DenoisingModel(GenerativeModel):
     def loss(self, batch: Batch, step: int) -> Loss:
         """Return the squared error of the target at a random level (arXiv 2006.11239, eq. 14)."""
         t = self.draw_times(batch)
-        condition = self._dropped(batch)
-        error = self._error(batch, t, condition)
+        error, further, logs = self._errors(batch, t, self._dropped(batch))
         weighted = error
         if self.config.min_snr > 0:
             alpha, sigma = self.marginal(t)
@@ -326,7 +339,13 @@ class DenoisingModel(GenerativeModel):
             gain = torch.as_tensor(diffusion.x0_gain(self.prediction, alpha, sigma)).square()
             snr = (alpha / sigma).square()
             weighted = error * gain * torch.minimum(snr, snr.new_tensor(self.config.min_snr))
-        return weighted, {"mse": error.detach()}
+        return weighted + further, {"mse": error.detach(), **logs}
+
+    def further_loss(
+        self, x0: Tensor, x_t: Tensor, t: Tensor, output: Tensor
+    ) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """Return what is added to the error (b,), and its logs. output: all the network says."""
+        return 0.0, {}
 
     def _dropped(self, batch: Batch) -> Tensor | None:
         """Return the batch's classes or captions, some of them, by sample, as none."""
@@ -342,18 +361,23 @@ class DenoisingModel(GenerativeModel):
         rows = torch.arange(batch.size, device=batch.x.device) + batch.draws.start
         # Multiples of the golden ratio cover the levels evenly, also among the rows of one class.
         t = self.spread_times(rows * ((math.sqrt(5) - 1) / 2) % 1)
-        return {"mse": self._error(batch, t, batch.condition if self.condition else None)}
+        condition = batch.condition if self.condition else None
+        return {"mse": self._errors(batch, t, condition)[0]}
 
-    def _error(self, batch: Batch, t: Tensor, condition: Tensor | None) -> Tensor:
-        """Return the squared error (b,) of the network's output."""
+    def _errors(
+        self, batch: Batch, t: Tensor, condition: Tensor | None
+    ) -> tuple[Tensor, Tensor | float, dict[str, Tensor]]:
+        """Return the squared error (b,) of the network's output, and what `further_loss` says."""
         x0, eps = batch.x, self.draw_noise(batch)
         alpha, sigma = self._level(t)
+        x_t = alpha * x0 + sigma * eps
         target = diffusion.target_of(self.prediction, x0, eps, alpha, sigma)
-        output = self.output(alpha * x0 + sigma * eps, t, condition)
-        return (output - target).square().flatten(1).mean(1)
+        output = self.output(x_t, t, condition)
+        error = (output[:, : x0.shape[1]] - target).square().flatten(1).mean(1)
+        return error, *self.further_loss(x0, x_t, t, output)
 
     def output(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        """Return the network's output at levels t (b,), float32, of x_t's shape."""
+        """Return the network's output at levels t (b,), float32, (b, outputs · channels, …)."""
         scale = self.input_scale(*self._level(t))
         x_t = x_t.float()
         if not isinstance(scale, float):
@@ -375,63 +399,24 @@ class DenoisingModel(GenerativeModel):
         below its cleanest are taken for it.
         condition: int64, classes (b,) or captions (b, length); None is without.
         """
+        return self.estimate(x_t, t, condition)[0]
+
+    def estimate(
+        self, x_t: Tensor, t: Tensor, condition: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the estimate of x0, as `denoiser`, and what else the network says of it."""
         t = t.clamp(min=self.cleanest)
         alpha, sigma = self._level(t)
         output = self.output(x_t, t, condition if self.condition else None)
-        return diffusion.x0_from(self.prediction, output, x_t.float(), alpha, sigma)
+        channels = x_t.shape[1]
+        x0 = diffusion.x0_from(self.prediction, output[:, :channels], x_t.float(), alpha, sigma)
+        return x0, output[:, channels:]
 
     def draw(self, noise: Noise, condition: Tensor | None, options: Any) -> Tensor:
         """Draw len(noise) samples; without a condition it is left open."""
         path = self.path(options)
         x = noise.randn(*self.spec.shape) * self.prior_std(path)
         return self._solved(path, x, noise, condition, options)
-
-    def edit(
-        self,
-        x: Tensor,
-        noise: Noise,
-        condition: Tensor | None = None,
-        options: Any = None,
-        *,
-        strength: float = 0.5,
-    ) -> Tensor:
-        """Return variants of x (b, *spec.shape): noise added, then taken away (arXiv 2108.01073).
-
-        strength: share of the sampler's steps that are taken, (0, 1]; 1 keeps almost nothing of x.
-        """
-        options = self.Sampling() if options is None else options
-        path = editing.tail(self.path(options), strength)
-        return self._solved(path, editing.noised(path, x, noise), noise, condition, options)
-
-    def inpaint(
-        self,
-        x: Tensor,
-        mask: Tensor,
-        noise: Noise,
-        condition: Tensor | None = None,
-        options: Any = None,
-        *,
-        resamples: int = 5,
-    ) -> Tensor:
-        """Return x (b, *spec.shape) with what a mask covers made anew; see `editing.inpaint`.
-
-        mask: broadcastable to x, 1 where x is to be filled in. Of the options, sampler, eta, order
-        and tolerance have no meaning here: every step is DDPM's.
-        """
-        options = self.Sampling() if options is None else options
-        path = self.path(options)
-        start = _precise(noise.randn(*self.spec.shape) * self.prior_std(path))
-        denoise = self._denoise(condition, options)
-        filled = editing.inpaint(denoise, path, start, x, mask, noise, resamples=resamples).float()
-        filled = filled.clamp(-1, 1) if self._bounded else filled
-        return torch.where(mask > 0, filled, x)
-
-    def invert(self, x: Tensor, condition: Tensor | None = None, options: Any = None) -> Tensor:
-        """Return the noise (b, *spec.shape) from which ddim without noise makes about x."""
-        options = self.Sampling() if options is None else options
-        return editing.invert(
-            self._denoise(condition, options), self.path(options), _precise(x)
-        ).float()
 
     def _solved(
         self,
@@ -443,45 +428,22 @@ class DenoisingModel(GenerativeModel):
     ) -> Tensor:
         """Return data from x at the path's first point, by the sampler of the options."""
         solver = solvers.SOLVERS[options.sampler]
-        own = {name: getattr(options, name) for name in solver.options}
         denoise = self._denoise(condition, options)
-        x = solver.run(denoise, path, _precise(x), noise, **own).float()
-        return x.clamp(-1, 1) if self._bounded else x
+        own = {name: self.solver_option(name, options, denoise) for name in solver.options}
+        x = solver.run(denoise, path, precise(x), noise, **own).float()
+        return x.clamp(-1, 1) if self.bounded else x
 
-    def _denoise(self, condition: Tensor | None, options: Any) -> diffusion.Denoise:
-        """Return the denoiser that samplers call: guided, clipped, in the precision of x_t."""
+    def solver_option(self, name: str, options: Any, denoise: Guided) -> Any:
+        """Return the value of a solver's option."""
+        return getattr(options, name)
 
-        def denoise(x_t: Tensor, level: Any) -> Tensor:
-            t = torch.full((len(x_t),), level, device=x_t.device)
-            x0 = self.guided(x_t.float(), t, condition, options)
-            if self._bounded:
-                x0 = diffusion.clip_x0(x0, options.clip)
-            return x0.to(x_t)
-
-        return denoise
+    def _denoise(self, condition: Tensor | None, options: Any) -> Guided:
+        """Return the denoiser that samplers call."""
+        return Guided(self, condition, options)
 
     def guided(self, x_t: Tensor, t: Tensor, condition: Tensor | None, options: Any) -> Tensor:
-        """Return the estimate of x0 with classifier-free guidance."""
-        scale = options.guidance
-        if self.condition is None or condition is None or scale == 0:
-            return self.denoiser(x_t, t)
-        alpha, sigma = self.marginal(t[:1])
-        low, high = options.guidance_interval
-        if scale == 1 or not low <= float(sigma / (alpha + sigma)) <= high:
-            return self.denoiser(x_t, t, condition)
-        both = torch.cat([condition, torch.full_like(condition, self.condition.none)])
-        estimates = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
-        conditional, unconditional = estimates.chunk(2)
-        guided = diffusion.guide(conditional, unconditional, scale)
-        return diffusion.rescale(guided, conditional, options.guidance_rescale)
-
-
-def _precise(x: Tensor) -> Tensor:
-    """Return x in double precision, where it is to be had.
-
-    Many small steps add up (arXiv 2206.00364, appendix E).
-    """
-    return x if x.device.type == "mps" else x.double()
+        """Return the estimate of x0 with guidance."""
+        return guidance.guided(self, self.denoiser, x_t, t, condition, options)
 
 
 def side_of(spec: Spec, name: str) -> int:
