@@ -19,6 +19,7 @@ from poiesis.files import read_bytes, read_image
 from poiesis.models.capabilities import require
 from poiesis.models.trained import Trained, load
 from poiesis.rng import Noise
+from poiesis.spec import Classes
 
 __all__ = ["REGIONS", "Edited", "edit", "inpaint"]
 
@@ -203,7 +204,7 @@ def _each(
         y = None
         if asked is not None:
             y = asked.to(model.device).repeat_interleave(len(x), 0)
-        elif model.condition is not None and inputs.labels is not None:
+        elif inputs.labels is not None and isinstance(model.condition, Classes):
             y = torch.tensor(inputs.labels[start:end], device=model.device)
             y = y.repeat_interleave(variants, 0)
         noise = Noise(seed, range(start * variants, end * variants), device=model.device)

@@ -25,7 +25,7 @@ from poiesis.errors import CapabilityError, DataError
 from poiesis.files import IMAGE_SUFFIXES, Zip, is_table, read_bytes, read_image, read_table
 from poiesis.models.capabilities import require
 from poiesis.models.trained import Trained
-from poiesis.spec import Captions, Classes, Grid
+from poiesis.spec import Captions, Classes, Grid, Picture
 
 __all__ = ["Inputs", "codes", "flat_code", "in_batches", "latent_parts", "open_inputs"]
 
@@ -199,7 +199,7 @@ def in_batches(
     """Yield (start, end, rows in the model's view, their classes if the model wants them)."""
     model = trained.model
     # A caption may be left open.
-    condition = model.condition
+    condition = None if isinstance(model.condition, Picture) else model.condition
     if condition is not None and not isinstance(condition, Captions) and inputs.labels is None:
         raise DataError(
             f"{inputs.where}: this {trained.name} is conditional; lay the files out in folders "
@@ -209,7 +209,7 @@ def in_batches(
         end = min(len(inputs), start + batch_size)
         x = trained.view.apply(inputs.fetch(start, end)).to(model.device)
         y = None
-        if model.condition is not None and inputs.labels is not None:
+        if condition is not None and inputs.labels is not None:
             y = torch.tensor(inputs.labels[start:end], device=model.device)
         yield start, end, x, y
         if progress is not None:

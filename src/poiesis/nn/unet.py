@@ -252,7 +252,8 @@ class UNet(nn.Module):
     resolution has attention; the middle always does. classes: 0, or the number of classes; class
     number `classes` then means "no class". captions: tokens and length of captions, or None;
     attention is then paid to their tokens too. text_width, text_layers: sizes of the encoder of
-    these. Raises ConfigError for widths that groups or heads don't divide.
+    these. in_channels: where it sees more than it makes. Raises ConfigError for widths that groups
+    or heads don't divide.
     """
 
     def __init__(
@@ -270,6 +271,7 @@ class UNet(nn.Module):
         captions: tuple[int, int] | None = None,
         text_width: int = 64,
         text_layers: int = 2,
+        in_channels: int | None = None,
     ) -> None:
         super().__init__()
         options = options or UNetOptions()
@@ -305,7 +307,7 @@ class UNet(nn.Module):
                 layers=text_layers,
                 out=embedding,
             )
-        self.conv_in = nn.Conv2d(image_channels, channels, 3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels or image_channels, channels, 3, padding=1)
 
         current = channels
         skips = [channels]
