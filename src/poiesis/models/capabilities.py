@@ -213,14 +213,19 @@ class Translate(Protocol):
 
     @property
     def source(self) -> Grid | None:
-        """The view of the pictures that it takes; None where it was not trained to translate."""
+        """The view of the pictures that it takes; None where it did not learn to: then it can't."""
+        ...
+
+    def given(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return the pictures (b, *source.shape) of images x, of which the data say y."""
         ...
 
     def translate(self, x: Tensor, noise: Noise, options: Any = None) -> Tensor:
-        """Return images (b, *spec.shape) of pictures x (b, *source.shape).
+        """Return images (b, *spec.shape) of pictures x (b, *source.shape)."""
+        ...
 
-        Raises CapabilityError where it was not trained to.
-        """
+    def plain(self, x: Tensor) -> Tensor:
+        """Return what one would make of pictures x without a model, of the images' shape."""
         ...
 
 

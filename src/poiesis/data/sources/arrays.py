@@ -34,8 +34,6 @@ def describe(config: DataConfig) -> list[str]:
     if config.resize is not None or config.crop is not None:
         side = config.crop or config.resize
         steps.append(f"centre crop {side}x{side}")
-    if config.pairs != "none":
-        steps.append(f"pairs, {config.pairs.replace('-', ' ')}")
     return steps
 
 

@@ -182,9 +182,7 @@ class _Reader:
 
     def _half(self, width: int, full: str) -> int:
         if width % 2:
-            raise DataError(
-                f"{full}: is {width} px wide: no two pictures of one width; crop it"
-            )
+            raise DataError(f"{full}: is {width} px wide: no two pictures of one width; crop it")
         return width // 2
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -364,6 +362,8 @@ def open_parts(
     )
     notes = {"origin": str(found.where), "ignored": found.ignored, "streamed": not in_memory}
     done = describe(config)
+    if reader.paired:
+        done.append(f"pairs, {config.pairs.replace('-', ' ')}")
     images = Images(
         name,
         rows,

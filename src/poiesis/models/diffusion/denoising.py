@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from poiesis.config import check
 from poiesis.errors import ConfigError, SpecError
 from poiesis.models.base import Batch, Loss, Optim, Phase, Schedule, Stage
-from poiesis.models.diffusion.image_condition import FromPictures, Holes, Task, fitting, task_of
+from poiesis.models.image_condition import FromPictures, Holes, Task, fitting, task_of
 from poiesis.nn.denoising_mlp import DenoisingMLP
 from poiesis.nn.unet import UNet, UNetOptions
 from poiesis.rng import Noise

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from poiesis.errors import CapabilityError, ConfigError, SpecError
+from poiesis.errors import ConfigError, SpecError
 from poiesis.models.base import GenerativeModel
 from poiesis.rng import Draws, Noise
 from poiesis.spec import Condition, Grid, Picture, Spec
@@ -30,6 +30,7 @@ EXAMPLES = 16
 _NOISE = 0.1
 """Most noise, as a standard deviation in [-1, 1], on small pictures in training, so that those that
 were not made by averaging do as well (arXiv 2106.15282, section 4.2)."""
+_ROUNDS = 4
 _LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601), as PIL's."""
 _HOLE = (0.25, 1.0)
@@ -64,13 +65,13 @@ class Pairs:
         """The spec of the condition."""
         return Picture(channels=self.channels, size=self.spec.size)
 
-    def make(self, x: Tensor, y: Tensor | None, noise: Drawer, training: bool) -> Tensor:
-        """Return conditions of images x (b, c, h, w) and the pictures y that come along."""
+    def given(self, x: Tensor, y: Tensor | None, noise: Drawer, training: bool) -> Tensor:
+        """Return pictures (b, *source.shape) of images x (b, c, h, w), of which the data say y."""
         assert y is not None, "pairs come from the data"
-        return self.lift(y)
+        return y
 
     def lift(self, source: Tensor) -> Tensor:
-        """Return the conditions of pictures as users give them, (b, *source.shape)."""
+        """Return the conditions of pictures (b, *source.shape)."""
         return torch.cat([source, torch.ones_like(source[:, :1])], 1)
 
     def seen(self, condition: Tensor) -> Tensor:
@@ -105,12 +106,12 @@ class Upscale(Pairs):
         size = tuple(side // self.factor for side in self.spec.size)
         return Grid(channels=self.channels, size=size, domain="signed", levels=self.spec.levels)
 
-    def make(self, x: Tensor, y: Tensor | None, noise: Drawer, training: bool) -> Tensor:
-        """Return conditions of averages, in training with some noise."""
+    def given(self, x: Tensor, y: Tensor | None, noise: Drawer, training: bool) -> Tensor:
+        """Return averages, in training with some noise."""
         small = _rounded(F.avg_pool2d(x, self.factor), self.spec.levels)
         if training:
             small = small + _NOISE * noise.rand(1, 1, 1) * noise.randn(*small.shape[1:])
-        return self.lift(small)
+        return small
 
     def lift(self, source: Tensor) -> Tensor:
         """Return conditions in which each pixel is repeated."""
@@ -119,7 +120,8 @@ class Upscale(Pairs):
     def seen(self, condition: Tensor) -> Tensor:
         """Return the pictures enlarged smoothly."""
         small = F.avg_pool2d(condition[:, :-1], self.factor)
-        large = F.interpolate(small, scale_factor=self.factor, mode="bicubic")
+        # With antialias, which has nothing to smooth here, torch's kernel is that of others.
+        large = F.interpolate(small, scale_factor=self.factor, mode="bicubic", antialias=True)
         return torch.cat([large, condition[:, -1:]], 1)
 
     def plain(self, condition: Tensor) -> Tensor:
@@ -143,9 +145,9 @@ class Colourise(Pairs):
     def __init__(self, spec: Grid) -> None:
         super().__init__(spec, 1)
 
-    def make(self, x: Tensor, y: Tensor | None, noise: Drawer, training: bool) -> Tensor:
-        """Return conditions of grey versions."""
-        return self.lift(_rounded(self._luma(x), self.spec.levels))
+    def given(self, x: Tensor, y: Tensor | None, noise: Drawer, training: bool) -> Tensor:
+        """Return grey versions."""
+        return _rounded(self._luma(x), self.spec.levels)
 
     def picture(self, condition: Tensor) -> Tensor:
         """Return grey images."""
@@ -171,9 +173,13 @@ class Holes(Pairs):
     def __init__(self, spec: Grid) -> None:
         super().__init__(spec, spec.channels)
 
-    def make(self, x: Tensor, y: Tensor | None, noise: Drawer, training: bool) -> Tensor:
+    def given(self, x: Tensor, y: Tensor | None, noise: Drawer, training: bool) -> Tensor:
         """Return conditions with a hole each: a rectangle, or the stroke of a brush."""
         return self.known(x, 1 - _holes(noise, *self.spec.size).to(x))
+
+    def lift(self, source: Tensor) -> Tensor:
+        """Return the same: what `given` returned are conditions."""
+        return source
 
     def known(self, x: Tensor, known: Tensor) -> Tensor:
         """Return conditions of images x where known (broadcastable to (b, 1, h, w)) is 1."""
@@ -260,7 +266,7 @@ def task_of(task: Task, spec: Spec, condition: Condition | None) -> Pairs | None
 
 
 class FromPictures(GenerativeModel):
-    """Base of models that may learn images given pictures: pairs of the data, or made of it."""
+    """Base of all models that may learn images given pictures: pairs of the data, or made of it."""
 
     reads_pictures = True
     task: Pairs | None = None
@@ -284,7 +290,7 @@ class FromPictures(GenerativeModel):
         """Return the conditions of images: pictures of the data or made of x, or what y says."""
         if self.task is None:
             return super().condition_on(x, y, noise, training=training)
-        return self.task.make(x, y, noise, training)
+        return self.task.lift(self.task.given(x, y, noise, training))
 
     def keep_examples(self, held_out: Callable[[int], tuple[Tensor, Tensor | None]]) -> None:
         """Keep some held-out images, and their pictures, as levels."""
@@ -306,7 +312,7 @@ class FromPictures(GenerativeModel):
         )
         assert images is not None
         noise = Noise(0, range(len(images)), device=images.device)
-        return images, self.task.make(images, pictures, noise, False)
+        return images, self.task.lift(self.task.given(images, pictures, noise, False))
 
     def default_condition(self, first: int, n: int) -> Tensor | None:
         """Return conditions for samples first…first+n-1; of pictures, the kept ones in turn."""
@@ -322,21 +328,30 @@ class FromPictures(GenerativeModel):
         """The view of the pictures that `translate` takes; None for a model that takes none."""
         return None if self.task is None else self.task.source
 
-    def translate(self, x: Tensor, noise: Noise, options: Any = None) -> Tensor:
-        """Return images (b, *spec.shape) of pictures x (b, *source.shape).
+    def given(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return the pictures (b, *source.shape) of images x, of which the data say y."""
+        assert self.task is not None
+        return self.task.given(x, y, Noise(0, range(len(x)), device=x.device), False)
 
-        Raises CapabilityError for a model that learned no pictures.
-        """
-        if self.task is None or self.source is None:
-            raise CapabilityError(
-                f"this {type(self).__name__} learned to translate nothing; train one with "
-                "--model.task upscale-4 or colourise, or on pairs (--data.pairs left-to-right)"
-            )
+    def translate(self, x: Tensor, noise: Noise, options: Any = None) -> Tensor:
+        """Return images (b, *spec.shape) of pictures x (b, *source.shape)."""
+        assert self.task is not None
         options = self.Sampling() if options is None else options
         return self.draw(noise, self.task.lift(x), options)
 
+    def plain(self, x: Tensor) -> Tensor:
+        """Return what one would make of pictures x (b, *source.shape) without a model."""
+        assert self.task is not None
+        return self.task.plain(self.task.lift(x))
+
     def agreed(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        """Return the images nearest to x that are all that the condition says, in [-1, 1]."""
+        """Return images near x (b, *spec.shape), in [-1, 1], that are all that a condition says.
+
+        Projections in turn on the two convex sets, in both of which the real images lie: each comes
+        nearer to these.
+        """
         if self.task is None or condition is None:
             return x
-        return self.task.agree(x, condition).clamp(-1, 1)
+        for _ in range(_ROUNDS):
+            x = self.task.agree(x, condition).clamp(-1, 1)
+        return x
