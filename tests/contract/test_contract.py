@@ -440,6 +440,14 @@ CASES = {
         )
         for name in ("edm", "flow-matching", "score-sde")
     },
+    **{
+        f"{name}, {task}": Case(
+            name=name,
+            options={"task": task, "channels": 8, "multipliers": (1,), "attention": (8,)},
+            learns="train",
+        )
+        for name, task in (("ddpm", "upscale-2"), ("flow-matching", "inpaint"))
+    },
     "latent-diffusion": Case(
         name="latent-diffusion",
         options={
@@ -622,7 +630,7 @@ def trained(case: Case) -> Engine:
 
 def held_out(engine: Engine, rows: int = 6) -> tuple[torch.Tensor, torch.Tensor | None]:
     x, y, _ = next(engine.loader(engine.stages[0], "validation").in_order(rows))
-    return x, y if engine.model.condition is not None else None
+    return x, engine.model.condition_on(x, y, Draws(("held out",), total=len(x)))
 
 
 def fixed_loss(engine: Engine, phase: Any) -> float:

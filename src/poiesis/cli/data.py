@@ -93,7 +93,7 @@ def _list(as_json: bool) -> int:
 
 
 def _describe(found: DataSet) -> dict[str, Any]:
-    from poiesis.spec import Captions, to_json
+    from poiesis.spec import Captions, Picture, to_json
 
     classes, captions = None, None
     if isinstance(found.condition, Captions):
@@ -102,7 +102,7 @@ def _describe(found: DataSet) -> dict[str, Any]:
             "length": found.condition.length,
             "examples": list(found.condition.examples),
         }
-    elif found.condition is not None:
+    elif found.condition is not None and not isinstance(found.condition, Picture):
         names = found.condition.names or tuple(map(str, range(found.condition.count)))
         classes = {part: _count(split, names) for part, split in found.splits.items()}
     return {
@@ -159,14 +159,18 @@ def _print(described: dict[str, Any]) -> None:
 def _write_preview(found: DataSet, path: str) -> None:
     import torch
 
-    from poiesis.spec import Tokens
+    from poiesis.spec import Picture, Tokens
 
-    split = found.splits["train"]
+    split, columns = found.splits["train"], None
     if isinstance(found.spec, Tokens) and found.spec.stream:
         rows = [split.tokens[:2000].long()]
     else:
-        rows = list(split.fetch(torch.arange(min(found.codec.shown, len(split))))[0])
-    picture = found.codec.preview([found.codec.decode(row) for row in rows])
+        x, y = split.fetch(torch.arange(min(found.codec.shown, len(split))))
+        rows = list(x)
+        if isinstance(found.condition, Picture) and y is not None:
+            # Each picture and what is to be made of it.
+            rows, columns = [row for pair in zip(y, x, strict=True) for row in pair], 8
+    picture = found.codec.preview([found.codec.decode(row) for row in rows], columns)
     try:
         picture.save(path)
     except (ValueError, OSError) as error:

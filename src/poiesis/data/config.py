@@ -37,6 +37,9 @@ class DataConfig:
     for poiesis detect."""
     captions: bool = False
     """Take the names of classes as captions, for models that learn from text."""
+    pairs: Literal["none", "left-to-right", "right-to-left"] = "none"
+    """Each image file holds two pictures side by side: learn the right one given the left one, or
+    the other way round, for models that learn from pictures. Options such as resize go for each."""
     augment: tuple[str, ...] = ()
     """Random changes of training images, e.g. flip, shift."""
     label: str | None = None

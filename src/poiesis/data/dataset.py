@@ -86,7 +86,8 @@ class Split(Protocol):
     ) -> tuple[Tensor, Tensor | None]:
         """Return (native rows, conditions or None) at positions (b,), int64.
 
-        Conditions are classes (b,) or captions (b, length), int64, or attributes (b, k), float32.
+        Conditions are classes (b,) or captions (b, length), int64, attributes (b, k), float32, or
+        pictures (b, c, h, w), uint8.
 
         epochs (b,): which pass over the data each row belongs to, where rows differ by pass.
         """

@@ -7,6 +7,7 @@ ask for a smaller view, which is made by averaging whole blocks.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -17,7 +18,12 @@ from poiesis.errors import SpecError
 from poiesis.rng import generator
 from poiesis.spec import Grid, Spec, Tokens, Vector
 
-__all__ = ["View"]
+__all__ = ["View", "is_picture"]
+
+
+def is_picture(y: Tensor) -> bool:
+    """Return whether conditions (b, …) of a split are pictures."""
+    return y.dtype == torch.uint8 and y.ndim == 4
 
 
 class View:
@@ -83,6 +89,14 @@ class View:
                 draws = rand(*x.shape[1:])
             x = (x > draws).float()
         return x * 2 - 1 if self.target.domain == "signed" else x
+
+    def condition(self, y: Tensor | None) -> Tensor | None:
+        """Return conditions as a model sees them: pictures as it sees rows, others as they are."""
+        if y is None or not is_picture(y):
+            return y
+        assert isinstance(self.source, Grid) and isinstance(self.target, Grid)
+        source = dataclasses.replace(self.source, channels=y.shape[1])
+        return View(source, dataclasses.replace(self.target, channels=y.shape[1])).apply(y)
 
     def invert(self, x: Tensor) -> Tensor:
         """Return native rows: uint8 levels for grids (rounded and clamped), int64 for tokens.

@@ -28,7 +28,7 @@ from poiesis.models.pictures import show
 from poiesis.rng import Noise
 from poiesis.runs import Run
 from poiesis.sampling.streaming import StopStrings, TextStream
-from poiesis.spec import Attributes, Captions, Condition, Tokens, from_json
+from poiesis.spec import Attributes, Captions, Condition, Picture, Tokens, from_json
 
 __all__ = ["Trained", "build", "load", "load_exact", "pick_device", "reproduce", "sample"]
 
@@ -69,6 +69,11 @@ def build(
         raise ConfigError(
             f"{cls.__name__} learns by class, not by caption; use --model.conditional false, or a "
             "model that reads captions, e.g. flow-matching"
+        )
+    if isinstance(use, Picture) and not cls.reads_pictures:
+        raise ConfigError(
+            f"{cls.__name__} does not learn from pictures; use a diffusion model, or leave "
+            "--data.pairs out"
         )
     names = cls.parts(config)
     if not names:
@@ -147,6 +152,11 @@ class Trained:
             raise CapabilityError(
                 f"this {self.name} learned captions, no classes; say what to show with a prompt, "
                 f"e.g. {self.model.condition.examples[0]!r}"
+            )
+        if isinstance(self.model.condition, Picture):
+            raise CapabilityError(
+                f"this {self.name} learned images given pictures, no classes; give it pictures "
+                "with poiesis translate or upscale"
             )
         if self.model.condition is None:
             raise CapabilityError(
@@ -302,7 +312,7 @@ class Trained:
     ) -> list[str] | None:
         """Return the classes, attributes or captions of the first n samples; None without any."""
         condition = self.model.condition
-        if condition is None:
+        if condition is None or isinstance(condition, Picture):
             return None
         if prompt is not None:
             return [prompt] * n

@@ -270,8 +270,8 @@ class UNet(nn.Module):
     resolution has attention; the middle always does. classes: 0, or the number of classes; class
     number `classes` then means "no class". captions: tokens and length of captions, or None;
     attention is then paid to their tokens too. text_width, text_layers: sizes of the encoder of
-    these. kernel: of the convolutions. Raises ConfigError for widths that groups or heads don't
-    divide.
+    these. in_channels: where it sees more than it makes. kernel: of the convolutions. Raises
+    ConfigError for widths that groups or heads don't divide.
     """
 
     def __init__(
@@ -290,6 +290,7 @@ class UNet(nn.Module):
         text_width: int = 64,
         text_layers: int = 2,
         kernel: Kernel = (3, 3),
+        in_channels: int | None = None,
     ) -> None:
         super().__init__()
         options = options or UNetOptions()
@@ -325,7 +326,7 @@ class UNet(nn.Module):
                 layers=text_layers,
                 out=embedding,
             )
-        self.conv_in = _conv(image_channels, channels, kernel)
+        self.conv_in = _conv(in_channels or image_channels, channels, kernel)
 
         current = channels
         skips = [channels]

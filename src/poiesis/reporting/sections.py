@@ -41,6 +41,10 @@ NAMES = {
     "frechet_distance": "Fréchet distance",
     "kid": "KID",
     "mode_kl": "mode KL",
+    "psnr": "PSNR",
+    "psnr_plain": "PSNR, plain",
+    "ssim": "SSIM",
+    "ssim_plain": "SSIM, plain",
     "nll": "NLL",
     "bits_per_dim": "bits/dim",
 }
@@ -59,6 +63,10 @@ GLOSSES = {
     "high_quality": "share of samples within three sigma of a true mode or curve",
     "mode_kl": "divergence, in nats, of the samples' modes from all modes alike",
     "curve_distance": "mean distance of samples from the true curve",
+    "psnr": "how close samples are to the very images they should be",
+    "psnr_plain": "the same, of what one would make without a model",
+    "ssim": "how alike their structures are",
+    "ssim_plain": "the same, of what one would make without a model",
     "nll": "negative log-likelihood of held-out data",
     "bits_per_dim": "the same, per pixel and channel",
     "nll_per_token": "negative log-likelihood of held-out text",
@@ -330,7 +338,8 @@ def _classes(trained: Trained, extractor: Extractor, features: Tensor) -> dict[s
     names = names or tuple(map(str, range(extractor.classes)))
     top = max(counts)
     note = f"as the classifier {extractor.name!r} sees {len(guesses)} samples"
-    asked = trained.model.default_condition(0, len(guesses)) if condition else None
+    by_class = condition and isinstance(trained.model.condition, Classes)
+    asked = trained.model.default_condition(0, len(guesses)) if by_class else None
     if asked is not None:
         agree = float((asked.cpu() == guesses).double().mean())
         note += f"; {agree:.0%} are of the class that was asked for"

@@ -106,7 +106,7 @@ def _check_options(dataset: DataSet, config: DataConfig) -> None:
 
 
 _OPTIONS = {
-    ("images",): ("resize", "crop", "binarize", "augment", "classes", "captions"),
+    ("images",): ("resize", "crop", "binarize", "augment", "classes", "captions", "pairs"),
     ("images", "audio"): ("channels",),
     ("audio",): ("length",),
     ("a table",): ("label", "drop"),

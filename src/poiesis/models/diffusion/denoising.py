@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from poiesis.config import check
 from poiesis.errors import ConfigError, SpecError
-from poiesis.models.base import Batch, GenerativeModel, Loss, Optim, Phase, Schedule, Stage
+from poiesis.models.base import Batch, Loss, Optim, Phase, Schedule, Stage
 from poiesis.models.diffusion.grids import grid_sizes, make_unet, padded, padded_view, side_of
+from poiesis.models.image_condition import FromPictures, Holes, Task, fitting, task_of
 from poiesis.nn.denoising_mlp import DenoisingMLP
 from poiesis.nn.unet import UNetOptions
 from poiesis.rng import Noise
@@ -28,7 +29,7 @@ from poiesis.spec import Classes, Condition, Grid, Spec, Vector
 __all__ = ["DenoisingModel", "network_sizes", "padded", "side_of"]
 
 
-class DenoisingModel(GenerativeModel):
+class DenoisingModel(FromPictures):
     """Base of diffusion and flow-matching models."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -54,10 +55,14 @@ class DenoisingModel(GenerativeModel):
         """Finer points of the U-Net, in which published ones differ."""
         dropout: float = 0.0
         """Share of features dropped inside residual blocks."""
+        task: Task = "none"
+        """Learn images given a picture made of each: smaller ones (upscale-2, upscale-4), grey ones
+        (colourise), with holes (inpaint), instead of classes. Pairs (--data.pairs) need none."""
         conditional: bool = True
-        """Learn the classes or captions, where the data has any."""
+        """Learn the classes, captions or pairs, where the data has any."""
         label_dropout: float = 0.1
-        """Share of samples trained without their class or caption, which guidance needs."""
+        """Share of samples trained without their class, caption or picture, which guidance
+        needs."""
         text_width: int = 64
         """Width of the transformer that reads captions, a multiple of 4."""
         text_layers: int = 2
@@ -181,6 +186,7 @@ class DenoisingModel(GenerativeModel):
 
     def __init__(self, config: Any, spec: Spec, condition: Condition | None = None) -> None:
         super().__init__(config, spec, condition if config.conditional else None)
+        self.take_up(task_of(config.task, spec, self.condition))
         classes = self.condition.count if isinstance(self.condition, Classes) else 0
         if isinstance(spec, Vector):
             self.mlp = DenoisingMLP(
@@ -192,7 +198,8 @@ class DenoisingModel(GenerativeModel):
             )
             return
         assert isinstance(spec, Grid)
-        self.unet = make_unet(config, spec, self.condition)
+        given = self.task.channels + 1 if self.task else 0
+        self.unet = make_unet(config, spec, self.condition, given=given)
 
     @classmethod
     def view(cls, config: Any, spec: Spec) -> Spec:
@@ -203,10 +210,10 @@ class DenoisingModel(GenerativeModel):
         if isinstance(spec, Vector):
             if config.network != "mlp":
                 raise SpecError(f"network {config.network!r} needs images; use mlp for a {spec}")
-            return spec
+            return fitting(config.task, spec, spec)
         if config.network == "mlp" and isinstance(spec, Grid):
             raise SpecError(f"network 'mlp' learns vectors; use unet for a {spec}")
-        return padded_view(config, spec, cls.known_as)
+        return fitting(config.task, spec, padded_view(config, spec, cls.known_as))
 
     @property
     def _bounded(self) -> bool:
@@ -309,7 +316,7 @@ class DenoisingModel(GenerativeModel):
         return weighted, {"mse": error.detach()}
 
     def _dropped(self, batch: Batch) -> Tensor | None:
-        """Return the batch's classes or captions, some of them, by sample, as none."""
+        """Return the batch's classes, captions or pictures, some of them, by sample, as none."""
         condition = batch.condition if self.condition else None
         if condition is not None:
             dropped = batch.rand() < self.config.label_dropout
@@ -338,6 +345,10 @@ class DenoisingModel(GenerativeModel):
         x_t = x_t.float()
         if not isinstance(scale, float):
             x_t = x_t * scale
+        if self.task is not None:
+            shape = (len(x_t), self.task.channels + 1, *self.spec.size)
+            known = x_t.new_zeros(shape) if condition is None else self.task.seen(condition)
+            x_t, condition = torch.cat([x_t, known], 1), None
         return self._network(x_t, self.network_level(t), condition).float()
 
     def _level(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -353,7 +364,7 @@ class DenoisingModel(GenerativeModel):
 
         x_t: α_t x0 + σ_t ε, (b, *spec.shape). t: noise levels (b,), of the model's own scale; those
         below its cleanest are taken for it.
-        condition: int64, classes (b,) or captions (b, length); None is without.
+        condition: int64, classes (b,) or captions (b, length), or pictures; None is without.
         """
         t = t.clamp(min=self.cleanest)
         alpha, sigma = self._level(t)
@@ -396,9 +407,13 @@ class DenoisingModel(GenerativeModel):
         """Return x (b, *spec.shape) with what a mask covers made anew; see `editing.inpaint`.
 
         mask: broadcastable to x, 1 where x is to be filled in. Of the options, sampler, eta, order
-        and tolerance have no meaning here: every step is DDPM's.
+        and tolerance have no meaning here: every step is DDPM's. A model that learned the task
+        inpaint samples as it always does.
         """
         options = self.Sampling() if options is None else options
+        if isinstance(self.task, Holes):
+            # It learned just that.
+            return self.draw(noise, self.task.known(x, mask <= 0), options)
         path = self.path(options)
         start = _precise(noise.randn(*self.spec.shape) * self.prior_std(path))
         denoise = self._denoise(condition, options)
@@ -426,7 +441,7 @@ class DenoisingModel(GenerativeModel):
         own = {name: getattr(options, name) for name in solver.options}
         denoise = self._denoise(condition, options)
         x = solver.run(denoise, path, _precise(x), noise, **own).float()
-        return x.clamp(-1, 1) if self._bounded else x
+        return self.agreed(x.clamp(-1, 1) if self._bounded else x, condition)
 
     def _denoise(self, condition: Tensor | None, options: Any) -> diffusion.Denoise:
         """Return the denoiser that samplers call: guided, clipped, in the precision of x_t."""

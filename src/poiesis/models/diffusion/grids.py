@@ -52,8 +52,10 @@ def padded_view(config: Any, spec: Spec, name: str) -> Grid:
     return Grid(channels=spec.channels, size=size, domain=domain, levels=spec.levels)
 
 
-def make_unet(config: Any, spec: Grid, condition: Condition | None) -> UNet:
+def make_unet(config: Any, spec: Grid, condition: Condition | None, *, given: int = 0) -> UNet:
     """Return the network for a view of one, two or three dimensions.
+
+    given: channels that an image comes with, which the network sees and does not make.
 
     Raises ConfigError for attention at a resolution that it lacks.
     """
@@ -85,7 +87,7 @@ def make_unet(config: Any, spec: Grid, condition: Condition | None) -> UNet:
         return WaveUNet(signal_channels=spec.channels, fold=config.fold, **sizes)
     if video:
         return VideoUNet(image_channels=spec.channels, frames=spec.size[0], **sizes)
-    return UNet(image_channels=spec.channels, **sizes)
+    return UNet(image_channels=spec.channels, in_channels=spec.channels + given, **sizes)
 
 
 def grid_sizes(spec: Grid) -> dict[str, Any]:
