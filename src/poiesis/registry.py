@@ -42,7 +42,7 @@ class Entry:
     """``package.module:Class``."""
     family: str
     accepts: tuple[str, ...]
-    """Kinds of data: image, vector, audio, text."""
+    """Kinds of data: image, vector, audio, text, video."""
     summary: str
     preset: str = "default"
     options: dict[str, Any] = field(default_factory=dict)
@@ -200,6 +200,13 @@ MODELS: dict[str, Entry] = {
             family="gans",
             accepts=("image", "vector"),
             summary="GAN of paired scores and two penalties: steady, covers the data, sharp",
+        ),
+        Entry(
+            name="mocogan",
+            target="poiesis.models.gans.mocogan:MoCoGAN",
+            family="gans",
+            accepts=("video",),
+            summary="GAN of video: a latent for what is seen, another for how it moves",
         ),
         Entry(
             name="ddpm",

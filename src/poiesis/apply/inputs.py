@@ -80,7 +80,7 @@ def open_inputs(
             return _from_table(trained, trained.codec, path, limit)
         if isinstance(trained.codec, AudioCodec):
             return _from_recordings(trained.codec, path, limit)
-        if not isinstance(trained.data_spec, Grid):
+        if not isinstance(trained.data_spec, Grid) or len(trained.data_spec.size) != 2:
             raise CapabilityError(
                 f"this {trained.name} learned {trained.data_spec}; files are read for images only: "
                 "give the name of a data set of that kind"

@@ -15,10 +15,10 @@ class DataConfig:
     """Where the data is and how it is read."""
 
     source: str = "digits"
-    """Name (digits, shapes, mnist, fashion-mnist, cifar10, cifar10-jpeg, python-stdlib, ring, grid,
-    swirl, moons, hf:OWNER/NAME) or path of an image folder, a .zip of images, a text file or a
-    folder of text files, a table of numbers (.csv, .tsv, .npy, .npz, .parquet), a .wav file or a
-    folder of them."""
+    """Name (digits, shapes, mnist, fashion-mnist, cifar10, cifar10-jpeg, moving-digits, weizmann64,
+    python-stdlib, ring, grid, swirl, moons, hf:OWNER/NAME) or path of an image folder, a .zip of
+    images, a folder of clips, a text file or a folder of text files, a table of numbers (.csv,
+    .tsv, .npy, .npz, .parquet), a .wav file or a folder of them."""
     resize: int | None = None
     """Resize the shorter side of images to this many pixels (area-averaged), then crop."""
     crop: int | None = None
@@ -52,6 +52,13 @@ class DataConfig:
     """Columns of a table to leave out, separated by commas."""
     length: int = 1024
     """Samples of the windows that audio is cut into."""
+    frames: int = 16
+    """Frames of the windows that video is cut into."""
+    frame_step: int = 1
+    """Frames of a clip from one frame of a window to the next: above 1, a window sees longer."""
+    clips: Literal["files", "strips", "folders"] = "files"
+    """What a clip of video is: a file (GIF, animated PNG or WebP; MP4 and others with ffmpeg), an
+    image that is a strip of square frames from left to right, or a folder of numbered images."""
     validation: float | None = None
     """Share of the data held out to watch training (default: 0.1; 5,000 images of MNIST)."""
     split_seed: int = 0
@@ -71,6 +78,8 @@ class DataConfig:
         check("data.crop", self.crop, low=1, high=8192)
         check("data.vocabulary", self.vocabulary, low=257, high=1_000_000)
         check("data.length", self.length, low=16, high=1_048_576)
+        check("data.frames", self.frames, low=2, high=4096)
+        check("data.frame_step", self.frame_step, low=1, high=1000)
         check("data.validation", self.validation, low=0, high=0.9)
         check("data.limit", self.limit, low=2)
         check("data.memory", self.memory, low=0)

@@ -1,7 +1,8 @@
 """What an opened data set is: its native spec, codec and splits.
 
 A split yields rows by position: `fetch(positions, epochs)` returns native tensors. Image rows are
-uint8 (b, c, h, w); token rows int64 (b, t); vectors float32 (b, d), audio float32 (b, 1, n).
+uint8 (b, c, h, w), video rows uint8 (b, c, t, h, w); token rows int64 (b, t); vectors float32
+(b, d), audio float32 (b, 1, n).
 """
 
 from __future__ import annotations

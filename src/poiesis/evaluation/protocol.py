@@ -1,7 +1,8 @@
 """Judging a run: which numbers, on which samples, against which real data.
 
 Images: FID, KID, Inception Score, precision, recall, density and coverage of generated against
-real ones. Vectors and audio: Fréchet distance, precision, recall, density and coverage; of toys
+real ones. Video: FID of single frames and of what changes between frames, precision and the like of
+clips. Vectors and audio: Fréchet distance, precision, recall, density and coverage; of toys
 how they lie about the true modes or curves, too. Text: repetition and novelty. Models with a
 likelihood: nats and bits per dimension or character on held-out data. All: sampling speed. Every
 number has a passport.
@@ -36,6 +37,7 @@ from poiesis.evaluation.likelihood import evaluate_likelihood
 from poiesis.evaluation.passport import Number, Passport
 from poiesis.evaluation.toys import evaluate_toy
 from poiesis.evaluation.values import evaluate_values
+from poiesis.evaluation.videos import evaluate_videos
 from poiesis.metrics.extractors import get_extractor
 from poiesis.metrics.shapes import caption_agreement
 from poiesis.metrics.text import novelty, repetition
@@ -218,7 +220,8 @@ def _judge_images(
     extractor.to(trained.model.device)
     generated, real, split, speed, told = _two_sets(trained, data, config, progress)
     report = _counter(progress, "features", len(real) + len(generated))
-    numbers = evaluate_images(
+    judge = evaluate_videos if len(spec.size) == 3 else evaluate_images
+    numbers = judge(
         generated,
         real,
         extractor,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from poiesis import registry
 from poiesis.config import save_yaml
-from poiesis.data.codecs import AudioCodec, VectorCodec
+from poiesis.data.codecs import AudioCodec, VectorCodec, VideoCodec
 from poiesis.data.dataset import DataSet
 from poiesis.errors import ConfigError, DataError
 from poiesis.evaluation.images import default_extractor, match_levels
@@ -22,6 +22,7 @@ from poiesis.evaluation.passport import Number
 from poiesis.evaluation.protocol import load_evaluation
 from poiesis.evaluation.values import value_features
 from poiesis.metrics.extractors import Extractor
+from poiesis.metrics.features import features_of
 from poiesis.models import trained as trained_models
 from poiesis.models.pictures import show
 from poiesis.models.trained import Trained
@@ -38,6 +39,8 @@ _TEXTS_SHOWN = 8
 
 NAMES = {
     "fid": "FID",
+    "frame_fid": "frame FID",
+    "motion_fid": "motion FID",
     "frechet_distance": "Fréchet distance",
     "kid": "KID",
     "mode_kl": "mode KL",
@@ -51,6 +54,8 @@ NAMES = {
 """What numbers are called in tables, where it is not their own name."""
 GLOSSES = {
     "fid": "distance between the means and covariances of features",
+    "frame_fid": "the FID of single frames; blind to their order",
+    "motion_fid": "the FID of differences between neighbouring frames",
     "frechet_distance": "distance between means and covariances; blind to any other shape",
     "kid": "squared distance between feature distributions, unbiased",
     "inception_score": "how sure and how varied a classifier's answers are",
@@ -101,6 +106,8 @@ class RunSection:
     networks: list[tuple[str, str]]
     pixelated: bool
     grid: str = ""
+    film: str = ""
+    """Of video: the samples, moving."""
     texts: list[str] = field(default_factory=list)
     over_time: list[tuple[int, str, str]] = field(default_factory=list)
     """(step, picture, text), one of the last two empty."""
@@ -143,8 +150,10 @@ def gather(path: str | Path, *, samples: int = 64, label: str = "") -> RunSectio
         else:
             shown |= _compare_with_data(trained, data, native)
             behind = data.splits["train"]
-        most = codec.shown if isinstance(codec, AudioCodec) else len(raws)
+        most = codec.shown if isinstance(codec, AudioCodec | VideoCodec) else len(raws)
         shown["grid"] = picture(show(trained.model, codec, raws[:most], behind))
+        if isinstance(codec, VideoCodec):
+            shown["film"] = _data_uri(codec.animate(raws[:most]), "gif")
     else:
         shown["texts"] = trained.sample(min(samples, _TEXTS_SHOWN), seed=0)
     evaluation = load_evaluation(run.path)
@@ -184,7 +193,11 @@ def picture(image: Any) -> str:
     """Return a PIL picture as a data URI (PNG)."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _data_uri(buffer.getvalue(), "png")
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(data).decode()
 
 
 def duration(seconds: float) -> str:
@@ -243,8 +256,7 @@ def _over_time(run: Run, images: bool) -> list[tuple[int, str, str]]:
     for path in sorted((run.path / "samples").glob("step-*.png" if images else "step-*.txt")):
         step = int(path.stem.rsplit("-", 1)[1])
         if images:
-            data = base64.b64encode(path.read_bytes()).decode()
-            found.append((step, f"data:image/png;base64,{data}", ""))
+            found.append((step, _data_uri(path.read_bytes(), "png"), ""))
         else:
             text = path.read_text(encoding="utf-8").split("\n\n---\n\n")[0]
             found.append((step, "", text))
@@ -279,6 +291,13 @@ def _compare_with_data(trained: Trained, data: DataSet, native: Tensor) -> dict[
         names = {"values": own}
         found = {"values": copying(native, data.splits, lambda x: value_features(x, codec))}
         count = 0 if isinstance(codec, VectorCodec) else _NEIGHBOURS_SHOWN
+    elif isinstance(codec, VideoCodec):
+        seen = features_of(data)
+        if seen is None:
+            return {"neighbours_missing": f"no features of {data.spec}"}
+        names = {"clips": f"clips' {seen[0]}"}
+        found = {"clips": copying(native, data.splits, seen[1])}
+        count = _NEIGHBOURS_SHOWN
     else:
         assert isinstance(data.spec, Grid)
         levels = data.spec.levels
@@ -301,7 +320,8 @@ def _compare_with_data(trained: Trained, data: DataSet, native: Tensor) -> dict[
 
     def drawn(row: Tensor) -> str:
         raw = codec.decode(row)
-        return picture(codec.preview([raw]) if isinstance(codec, AudioCodec) else raw)
+        drawable = isinstance(codec, AudioCodec | VideoCodec)
+        return picture(codec.preview([raw]) if drawable else raw)
 
     def pair(row: int) -> dict[str, Any]:
         fetched = {

@@ -25,7 +25,7 @@ from poiesis.data.sources.splits import Images, MemoryRows, assemble, to_bits
 from poiesis.errors import DataError
 from poiesis.files import IMAGE_SUFFIXES, Zip, image_header, read_bytes, read_image
 
-__all__ = ["Found", "StreamSplit", "arrange", "list_folder", "open_files", "open_parts", "open_zip"]
+__all__ = ["Found", "StreamSplit", "arrange", "list_folder", "list_zip", "open_files", "open_parts"]
 
 PARTS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -97,13 +97,13 @@ def list_folder(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Found
     return _sift(path, names, lambda name: read_bytes(path / name), suffixes)
 
 
-def open_zip(path: Path, name: str, config: DataConfig) -> DataSet:
-    """Return the images of a zip file, laid out like a folder."""
+def list_zip(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Found:
+    """Return the files with such endings in a zip file; raises DataError if there are none."""
     archive = Zip(path)
-    found = _sift(path, archive.names, archive.read)
+    found = _sift(path, archive.names, archive.read, suffixes)
     if not found.names:
         raise DataError(f"{path}: holds no images; give a zip of {', '.join(IMAGE_SUFFIXES)}")
-    return open_files(found, name, config)
+    return found
 
 
 def open_files(found: Found, name: str, config: DataConfig) -> DataSet:
