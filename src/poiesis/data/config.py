@@ -40,7 +40,9 @@ class DataConfig:
     augment: tuple[str, ...] = ()
     """Random changes of training images, e.g. flip, shift."""
     label: str | None = None
-    """Column of a table that holds the class of each row."""
+    """Column of a table that holds the class of each row. For WAV files without folders: which part
+    of names such as 7_theo_12.wav is the class, counted from 1; none is 1 where all names have as
+    many parts and end in a number, 0 is no class."""
     attributes: str = ""
     """Yes-or-no properties to condition on, several of which a sample may have. For a table: its
     columns of 0 and 1, separated by commas. For images: a table whose first column names the files
@@ -49,6 +51,9 @@ class DataConfig:
     """Columns of a table to leave out, separated by commas."""
     length: int = 1024
     """Samples of the windows that audio is cut into."""
+    audio: Literal["waveform", "spectrogram"] = "waveform"
+    """What models learn of audio: its samples, or a picture of loudness by pitch and time, which
+    every model of images can learn and which is made into sound again."""
     validation: float | None = None
     """Share of the data held out to watch training (default: 0.1; 5,000 images of MNIST)."""
     split_seed: int = 0

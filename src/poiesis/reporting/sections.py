@@ -20,8 +20,9 @@ from poiesis.errors import ConfigError, DataError
 from poiesis.evaluation.images import default_extractor, match_levels
 from poiesis.evaluation.passport import Number
 from poiesis.evaluation.protocol import load_evaluation
-from poiesis.evaluation.values import value_features
+from poiesis.files import make_wav
 from poiesis.metrics.extractors import Extractor
+from poiesis.metrics.features import quick_features
 from poiesis.models import trained as trained_models
 from poiesis.models.pictures import show
 from poiesis.models.trained import Trained
@@ -35,6 +36,8 @@ __all__ = ["RunSection", "duration", "gather", "picture", "short"]
 
 _NEIGHBOURS_SHOWN = 12
 _TEXTS_SHOWN = 8
+_SOUND_BYTES = 3_000_000
+"""Of all sounds of a run together."""
 
 NAMES = {
     "fid": "FID",
@@ -93,6 +96,8 @@ class RunSection:
     networks: list[tuple[str, str]]
     pixelated: bool
     grid: str = ""
+    sounds: list[dict[str, str]] = field(default_factory=list)
+    """Of audio, instead of the grid: a player of each sample (WAV), its picture and its class."""
     texts: list[str] = field(default_factory=list)
     over_time: list[tuple[int, str, str]] = field(default_factory=list)
     """(step, picture, text), one of the last two empty."""
@@ -135,8 +140,10 @@ def gather(path: str | Path, *, samples: int = 64, label: str = "") -> RunSectio
         else:
             shown |= _compare_with_data(trained, data, native)
             behind = data.splits["train"]
-        most = codec.shown if isinstance(codec, AudioCodec) else len(raws)
-        shown["grid"] = picture(show(trained.model, codec, raws[:most], behind))
+        if isinstance(codec, AudioCodec):
+            shown["sounds"] = _sounds(trained, codec, raws)
+        else:
+            shown["grid"] = picture(show(trained.model, codec, raws, behind))
     else:
         shown["texts"] = trained.sample(min(samples, _TEXTS_SHOWN), seed=0)
     evaluation = load_evaluation(run.path)
@@ -177,6 +184,21 @@ def picture(image: Any) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _sounds(trained: Trained, codec: AudioCodec, raws: list[Any]) -> list[dict[str, str]]:
+    """Return the first recordings to look at and to listen to, as many as a page holds well."""
+    few = raws[: max(1, min(codec.shown, _SOUND_BYTES // (2 * codec.length)))]
+    labels = trained.class_names(len(few)) or [""] * len(few)
+    return [
+        {
+            "picture": picture(codec.preview([raw])),
+            "sound": "data:audio/wav;base64,"
+            + base64.b64encode(make_wav(raw, codec.rate)).decode(),
+            "label": label,
+        }
+        for raw, label in zip(few, labels, strict=True)
+    ]
 
 
 def duration(seconds: float) -> str:
@@ -269,7 +291,7 @@ def _compare_with_data(trained: Trained, data: DataSet, native: Tensor) -> dict[
     if isinstance(codec, AudioCodec | VectorCodec):
         own = "standardised columns" if isinstance(codec, VectorCodec) else "spectra"
         names = {"values": own}
-        found = {"values": copying(native, data.splits, lambda x: value_features(x, codec))}
+        found = {"values": copying(native, data.splits, lambda x: quick_features(x, codec))}
         count = 0 if isinstance(codec, VectorCodec) else _NEIGHBOURS_SHOWN
     else:
         assert isinstance(data.spec, Grid)

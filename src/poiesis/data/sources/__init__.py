@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from poiesis.data.augment import check_names
+from poiesis.data.codecs import AudioCodec
 from poiesis.data.config import DataConfig
 from poiesis.data.dataset import DataSet
 from poiesis.data.sources import arrays, audio, hub, images, planes, shapes, tables, texts
 from poiesis.errors import ConfigError, DataError, suggest
 from poiesis.files import IMAGE_SUFFIXES, WAVE_SUFFIXES, is_table, read_bytes
-from poiesis.spec import Grid, Tokens, Vector
+from poiesis.spec import Tokens, Vector
 
 __all__ = ["NAMED", "find", "open_data", "roots"]
 
@@ -42,6 +43,7 @@ NAMED: dict[str, tuple[tuple[str, ...], str, str]] = {
         "the text as tinyshakespeare.txt",
         "",
     ),
+    "fsdd": (("audio/fsdd", "fsdd"), "its recordings as fsdd/recordings/0_jackson_0.wav, …", ""),
     "names": (("text/names.txt", "names.txt"), "the names, one a line, as names.txt", ""),
 }
 BUILT_IN: dict[str, Callable[[DataConfig], DataSet]] = {
@@ -95,7 +97,7 @@ def _check_options(dataset: DataSet, config: DataConfig) -> None:
     kind = "images"
     if isinstance(dataset.spec, (Tokens, Vector)):
         kind = "text" if isinstance(dataset.spec, Tokens) else "a table"
-    elif isinstance(dataset.spec, Grid) and len(dataset.spec.size) == 1:
+    elif isinstance(dataset.codec, AudioCodec):
         kind = "audio"
     default = DataConfig()
     for kinds, options in _OPTIONS.items():
@@ -108,8 +110,9 @@ def _check_options(dataset: DataSet, config: DataConfig) -> None:
 _OPTIONS = {
     ("images",): ("resize", "crop", "binarize", "augment", "classes", "captions"),
     ("images", "audio"): ("channels",),
-    ("audio",): ("length",),
-    ("a table",): ("label", "drop"),
+    ("audio",): ("length", "audio"),
+    ("a table",): ("drop",),
+    ("a table", "audio"): ("label",),
 }
 """Kinds of data → the options that only they have."""
 
