@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from poiesis.errors import ConfigError, SpecError
 from poiesis.models.diffusion.ddpm import DDPM
+from poiesis.models.diffusion.flow_matching import FlowMatching
 from poiesis.models.trained import build
+from poiesis.nn.folded import fold, unfold
 from poiesis.nn.unet import UNet
 from poiesis.nn.video_unet import TemporalLayer, VideoUNet
 from poiesis.nn.wave_unet import WaveUNet
@@ -80,10 +83,8 @@ def test_a_layer_over_time_begins_as_the_identity_and_learns(x, attend):
 def test_the_convolution_over_time_is_that_of_torch(x):
     layer = stirred(TemporalLayer(2, FRAMES, 1, attend=False))
     rows = x.transpose(1, 2).flatten(0, 1)
-    inner = torch.nn.functional.silu(layer.norm(rows)).unflatten(0, (-1, FRAMES)).transpose(1, 2)
-    wanted = torch.nn.functional.conv3d(
-        inner, layer.conv.weight[..., None], layer.conv.bias, padding=(1, 0, 0)
-    )
+    inner = F.silu(layer.norm(rows)).unflatten(0, (-1, FRAMES)).transpose(1, 2)
+    wanted = F.conv3d(inner, layer.conv.weight[..., None], layer.conv.bias, padding=(1, 0, 0))
     found = (layer(rows) - rows).unflatten(0, (-1, FRAMES)).transpose(1, 2)
     torch.testing.assert_close(found, wanted)
 
@@ -111,32 +112,39 @@ def test_dropout_is_drawn_by_video(x):
 
 def test_one_dimension_is_an_image_one_pixel_high():
     torch.manual_seed(0)
-    wave = WaveUNet(signal_channels=1, fold=4, classes=3, **SIZES)
-    stirred(wave)
-    x = torch.randn(2, 1, 64)
-    y = torch.tensor([0, 2])
-    found = wave(x, T[:2], y)
+    wave = stirred(WaveUNet(signal_channels=2, classes=3, **SIZES))
+    x = torch.randn(2, 2, 16)
+    found = wave(x, T[:2], torch.tensor([0, 2]))
     assert found.shape == x.shape
-    # The same layers of torch's own one-dimensional kind, on steps of four samples.
-    first = torch.nn.functional.conv1d(
-        x.view(2, 16, 4).transpose(1, 2), wave.conv_in.weight[:, :, 0], wave.conv_in.bias, padding=1
-    )
-    down = wave.down_blocks[0].resample.conv
-    halved = torch.nn.functional.conv1d(
-        torch.nn.functional.pad(first, (0, 1)), down.weight[:, :, 0], down.bias, stride=2
-    )
-    flat = x.view(2, 16, 4).transpose(1, 2)[:, :, None]
-    torch.testing.assert_close(wave.conv_in(flat)[:, :, 0], first)
-    torch.testing.assert_close(wave.down_blocks[0].resample(wave.conv_in(flat))[:, :, 0], halved)
+    # The layers are torch's one-dimensional ones.
+    first = F.conv1d(x, wave.conv_in.weight[:, :, 0], wave.conv_in.bias, padding=1)
+    torch.testing.assert_close(wave.conv_in(x[:, :, None])[:, :, 0], first)
+    down = wave.down_blocks[0].resample
+    halved = F.conv1d(F.pad(first, (0, 1)), down.conv.weight[:, :, 0], down.conv.bias, stride=2)
+    torch.testing.assert_close(down(first[:, :, None])[:, :, 0], halved)
     assert wave.up_blocks[0].resample(torch.zeros(1, 16, 1, 8)).shape == (1, 16, 1, 16)
 
 
-def test_a_fold_keeps_the_order_of_samples():
-    wave = WaveUNet(signal_channels=2, fold=4, **SIZES)
-    nn.init.dirac_(wave.conv_in.weight)
-    wave.denoise = lambda x, *_: x  # type: ignore[method-assign]
-    x = torch.arange(64.0).view(1, 2, 32)
-    assert torch.equal(wave(x, T[:1]), x)
+@pytest.mark.parametrize(("shape", "axes"), [((3, 24), 1), ((3, 8, 12), 2), ((3, 5, 8, 12), 2)])
+def test_a_fold_puts_neighbours_into_channels(shape, axes):
+    x = torch.randn(2, *shape)
+    found = fold(x, 4, axes)
+    last = [side // 4 for side in shape[-axes:]]
+    assert found.shape == (2, 3 * 4**axes, *shape[1:-axes], *last)
+    assert torch.equal(unfold(found, 4, axes), x)
+    assert torch.equal(found[:, 0], x[(..., *[slice(None, None, 4)] * axes)][:, 0])
+    if len(shape) == 3:
+        assert torch.equal(found, F.pixel_unshuffle(x, 4))
+
+
+def test_a_folded_image_is_learned_as_a_smaller_one():
+    spec = Grid(channels=1, size=(64, 60))
+    config = FlowMatching.preset("fast", spec)
+    view = FlowMatching.view(config, spec)
+    assert config.fold == 2 and view.size == (64, 64)
+    model = build(FlowMatching, config, spec, None)
+    assert model.unet.network.conv_in.in_channels == 4
+    assert model.unet(torch.randn(1, 1, 64, 64), T[:1]).shape == (1, 1, 64, 64)
 
 
 @pytest.mark.parametrize(
@@ -174,8 +182,6 @@ def test_what_does_not_fit_is_one_line():
     with pytest.raises(ConfigError, match=r"attention = 9 is not a resolution .*; it has 16"):
         config = DDPM.Config(channels=8, multipliers=(1, 1), attention=(9,), fold=4)
         build(DDPM, config, audio, None)
-    with pytest.raises(SpecError, match="fold = 4 is for audio; use 1 for a grid 1x8x8"):
-        DDPM.view(DDPM.Config(fold=4), Grid(channels=1, size=(8, 8)))
     with pytest.raises(SpecError, match="network 'mlp' learns vectors; use unet for a grid 1x64"):
         DDPM.view(DDPM.Config(network="mlp"), audio)
     with pytest.raises(SpecError, match="network 'unet' needs images; use mlp"):

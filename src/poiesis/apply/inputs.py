@@ -141,7 +141,7 @@ def _from_recordings(codec: AudioCodec, path: Path, limit: int | None) -> Inputs
         for name, part in zip(found.names, parts, strict=True)
         for place in range(len(part))
     ]
-    rows = torch.cat([torch.from_numpy(part.copy()) for part in parts])[:, None]
+    rows = codec.native(torch.cat([torch.from_numpy(part.copy()) for part in parts])[:, None])
     return Inputs(str(path), names[:limit], None, lambda start, end: rows[start:end])
 
 

@@ -43,7 +43,9 @@ class DataConfig:
     augment: tuple[str, ...] = ()
     """Random changes of training images, e.g. flip, shift."""
     label: str | None = None
-    """Column of a table that holds the class of each row."""
+    """Column of a table that holds the class of each row. For WAV files without folders: which part
+    of names such as 7_theo_12.wav is the class, counted from 1; none is 1 where all names have as
+    many parts and end in a number, 0 is no class."""
     attributes: str = ""
     """Yes-or-no properties to condition on, several of which a sample may have. For a table: its
     columns of 0 and 1, separated by commas. For images: a table whose first column names the files
@@ -59,6 +61,9 @@ class DataConfig:
     clips: Literal["files", "strips", "folders"] = "files"
     """What a clip of video is: a file (GIF, animated PNG or WebP; MP4 and others with ffmpeg), an
     image that is a strip of square frames from left to right, or a folder of numbered images."""
+    audio: Literal["waveform", "spectrogram"] = "waveform"
+    """What models learn of audio: its samples, or a picture of loudness by pitch and time, which
+    every model of images can learn and which is made into sound again."""
     validation: float | None = None
     """Share of the data held out to watch training (default: 0.1; 5,000 images of MNIST)."""
     split_seed: int = 0

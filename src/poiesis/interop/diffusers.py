@@ -326,6 +326,11 @@ def write(trained: Trained) -> tuple[dict[str, bytes], list[str]]:
             f"a diffusers folder holds networks of classes, not of "
             f"{type(model.condition).__name__.lower()}"
         )
+    if config.fold != 1:
+        raise CapabilityError(
+            f"a diffusers folder holds networks of unfolded pixels; this one has fold = "
+            f"{config.fold}"
+        )
     if config.multipliers[0] != 1:
         raise CapabilityError(
             f"a diffusers folder holds networks whose first multiplier is 1, not "

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poiesis.data.codecs import AudioCodec, VectorCodec
+from poiesis.data.codecs import AudioCodec, SpectrogramCodec, VectorCodec
 from poiesis.data.codecs.audio import log_spectrogram
 from poiesis.data.dataset import DataSet
 from poiesis.errors import DataError
@@ -23,6 +23,7 @@ __all__ = [
     "features_of",
     "match_levels",
     "motion",
+    "quick_features",
     "value_features",
 ]
 
@@ -59,14 +60,26 @@ def match_levels(images: Tensor, levels: int, target: int) -> Tensor:
 def value_features(native: Tensor, codec: VectorCodec | AudioCodec) -> Tensor:
     """Return what native rows are compared by, float64 (n, features).
 
-    Vectors: their columns, standardised by the training part's mean and spread. Audio (n, 1, t):
-    the power in 32 bands of frequency in dB, its mean and its spread over time; below -60 dB, where
-    the training part's RMS is about 0, all counts as silence.
+    Vectors: their columns, standardised by the training part's mean and spread. Audio, also where
+    it was learned as spectrograms (which are made into sound): the power in 32 bands of frequency
+    in dB, its mean and its spread over time; below -60 dB, where the training part's RMS is about
+    0, all counts as silence.
     """
     if isinstance(codec, VectorCodec):
         return native.flatten(1).double()
-    levels = np.maximum(log_spectrogram(native[:, 0].numpy()), _SILENCE)
-    bands = np.array_split(levels, BANDS, axis=1)
+    return _over_time(np.maximum(log_spectrogram(codec.waves(native).numpy()), _SILENCE))
+
+
+def quick_features(native: Tensor, codec: VectorCodec | AudioCodec) -> Tensor:
+    """Return `value_features`, of spectrograms by their own bands, which needs no sound of them."""
+    if isinstance(codec, SpectrogramCodec):
+        return _over_time(codec.decibels(native)[:, 0].numpy())
+    return value_features(native, codec)
+
+
+def _over_time(levels: np.ndarray) -> Tensor:
+    """Return mean and spread over time of levels (n, bands, t), averaged to 32 bands or fewer."""
+    bands = np.array_split(levels, min(BANDS, levels.shape[1]), axis=1)
     power = np.stack([band.mean(1) for band in bands], 1)
     return torch.from_numpy(np.concatenate([power.mean(2), power.std(2)], 1))
 
@@ -105,7 +118,7 @@ def features_of(
     codec, spec = data.codec, data.spec
     if isinstance(codec, VectorCodec | AudioCodec):
         name = "columns" if isinstance(codec, VectorCodec) else "spectra"
-        return name, lambda rows: value_features(rows, codec)
+        return name, lambda rows: quick_features(rows, codec)
     if not isinstance(spec, Grid) or not 1 <= spec.channels <= 4 or min(spec.size[-2:]) < 4:
         return None
     extractor = default_extractor(data.name, spec).to(device)

@@ -20,9 +20,9 @@ from poiesis.errors import ConfigError, DataError
 from poiesis.evaluation.images import default_extractor, match_levels
 from poiesis.evaluation.passport import Number
 from poiesis.evaluation.protocol import load_evaluation
-from poiesis.evaluation.values import value_features
+from poiesis.files import make_wav
 from poiesis.metrics.extractors import Extractor
-from poiesis.metrics.features import features_of
+from poiesis.metrics.features import features_of, quick_features
 from poiesis.models import trained as trained_models
 from poiesis.models.pictures import show
 from poiesis.models.trained import Trained
@@ -36,6 +36,8 @@ __all__ = ["RunSection", "duration", "gather", "picture", "short"]
 
 _NEIGHBOURS_SHOWN = 12
 _TEXTS_SHOWN = 8
+_SOUND_BYTES = 3_000_000
+"""Of all sounds of a run together."""
 
 NAMES = {
     "fid": "FID",
@@ -108,6 +110,8 @@ class RunSection:
     grid: str = ""
     film: str = ""
     """Of video: the samples, moving."""
+    sounds: list[dict[str, str]] = field(default_factory=list)
+    """Of audio, instead of the grid: a player of each sample (WAV), its picture and its class."""
     texts: list[str] = field(default_factory=list)
     over_time: list[tuple[int, str, str]] = field(default_factory=list)
     """(step, picture, text), one of the last two empty."""
@@ -150,8 +154,11 @@ def gather(path: str | Path, *, samples: int = 64, label: str = "") -> RunSectio
         else:
             shown |= _compare_with_data(trained, data, native)
             behind = data.splits["train"]
-        most = codec.shown if isinstance(codec, AudioCodec | VideoCodec) else len(raws)
-        shown["grid"] = picture(show(trained.model, codec, raws[:most], behind))
+        if isinstance(codec, AudioCodec):
+            shown["sounds"] = _sounds(trained, codec, raws)
+        else:
+            most = codec.shown if isinstance(codec, VideoCodec) else len(raws)
+            shown["grid"] = picture(show(trained.model, codec, raws[:most], behind))
         if isinstance(codec, VideoCodec):
             shown["film"] = _data_uri(codec.animate(raws[:most]), "gif")
     else:
@@ -198,6 +205,21 @@ def picture(image: Any) -> str:
 
 def _data_uri(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64," + base64.b64encode(data).decode()
+
+
+def _sounds(trained: Trained, codec: AudioCodec, raws: list[Any]) -> list[dict[str, str]]:
+    """Return the first recordings to look at and to listen to, as many as a page holds well."""
+    few = raws[: max(1, min(codec.shown, _SOUND_BYTES // (2 * codec.length)))]
+    labels = trained.class_names(len(few)) or [""] * len(few)
+    return [
+        {
+            "picture": picture(codec.preview([raw])),
+            "sound": "data:audio/wav;base64,"
+            + base64.b64encode(make_wav(raw, codec.rate)).decode(),
+            "label": label,
+        }
+        for raw, label in zip(few, labels, strict=True)
+    ]
 
 
 def duration(seconds: float) -> str:
@@ -289,7 +311,7 @@ def _compare_with_data(trained: Trained, data: DataSet, native: Tensor) -> dict[
     if isinstance(codec, AudioCodec | VectorCodec):
         own = "standardised columns" if isinstance(codec, VectorCodec) else "spectra"
         names = {"values": own}
-        found = {"values": copying(native, data.splits, lambda x: value_features(x, codec))}
+        found = {"values": copying(native, data.splits, lambda x: quick_features(x, codec))}
         count = 0 if isinstance(codec, VectorCodec) else _NEIGHBOURS_SHOWN
     elif isinstance(codec, VideoCodec):
         seen = features_of(data)

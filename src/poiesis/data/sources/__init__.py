@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from poiesis.data.augment import check_names
+from poiesis.data.codecs import AudioCodec
 from poiesis.data.config import DataConfig
 from poiesis.data.dataset import DataSet
 from poiesis.data.sources import (
@@ -59,6 +60,7 @@ NAMED: dict[str, tuple[tuple[str, ...], str, str]] = {
         "folders of actions with a .jpg for each clip, its 64 px frames from left to right,",
         "",
     ),
+    "fsdd": (("audio/fsdd", "fsdd"), "its recordings as fsdd/recordings/0_jackson_0.wav, …", ""),
     "names": (("text/names.txt", "names.txt"), "the names, one a line, as names.txt", ""),
 }
 _STRIPS = ("weizmann64",)
@@ -123,8 +125,10 @@ def _check_options(dataset: DataSet, config: DataConfig) -> None:
     kind = "images"
     if isinstance(dataset.spec, (Tokens, Vector)):
         kind = "text" if isinstance(dataset.spec, Tokens) else "a table"
-    elif isinstance(dataset.spec, Grid):
-        kind = {1: "audio", 3: "video"}.get(len(dataset.spec.size), kind)
+    elif isinstance(dataset.codec, AudioCodec):
+        kind = "audio"
+    elif isinstance(dataset.spec, Grid) and len(dataset.spec.size) == 3:
+        kind = "video"
     default = DataConfig()
     for kinds, options in _OPTIONS.items():
         for option in options if kind not in kinds else ():
@@ -137,9 +141,10 @@ _OPTIONS = {
     ("images",): ("binarize", "augment", "pairs"),
     ("images", "video"): ("resize", "crop", "classes", "captions"),
     ("images", "audio", "video"): ("channels",),
-    ("audio",): ("length",),
+    ("audio",): ("length", "audio"),
     ("video",): ("frames", "frame_step", "clips"),
-    ("a table",): ("label", "drop"),
+    ("a table",): ("drop",),
+    ("a table", "audio"): ("label",),
 }
 """Kinds of data → the options that only they have."""
 

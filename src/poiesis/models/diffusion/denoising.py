@@ -26,7 +26,7 @@ from poiesis.rng import Noise
 from poiesis.sampling import diffusion, editing, solvers
 from poiesis.spec import Classes, Condition, Grid, Spec, Vector
 
-__all__ = ["DenoisingModel", "network_sizes", "padded", "side_of"]
+__all__ = ["DenoisingModel", "fast_sizes", "network_sizes", "padded", "side_of"]
 
 
 class DenoisingModel(FromPictures):
@@ -45,10 +45,11 @@ class DenoisingModel(FromPictures):
         blocks: int = 1
         """Residual blocks per resolution on the way down (one more on the way up); mlp: layers."""
         attention: tuple[int, ...] = (8,)
-        """Resolutions with self-attention, by longer side in pixels (audio: in steps); the coarsest
-        always ends in one. Of video there is attention over time at the same ones."""
+        """Resolutions with self-attention, by longer side in pixels (audio: samples), after the
+        fold; the coarsest always ends in one. Of video there is attention over time there, too."""
         fold: int = 1
-        """Samples of audio that become the channels of one step (network unet)."""
+        """Samples of audio, or pixels of both sides, that become channels of one step, which makes
+        the network as much smaller (network unet)."""
         groups: int = 8
         """Groups of the group normalisation (network unet)."""
         unet: UNetOptions = field(default_factory=UNetOptions)
@@ -477,6 +478,20 @@ def _precise(x: Tensor) -> Tensor:
     Many small steps add up (arXiv 2206.00364, appendix E).
     """
     return x if x.device.type == "mps" else x.double()
+
+
+def fast_sizes(spec: Spec, name: str) -> dict[str, Any]:
+    """Return options of a network for minutes on a CPU: grids are folded to about 32 px.
+
+    Audio is folded twice as much as by default.
+    """
+    if not isinstance(spec, Grid):
+        return network_sizes(spec, name)
+    if len(spec.size) == 1:
+        return grid_sizes(spec, 512)
+    fold = max(1, round(max(spec.size[-2:]) / 32))
+    size = (*spec.size[:-2], *(-(-side // fold) for side in spec.size[-2:]))
+    return {**network_sizes(Grid(channels=spec.channels, size=size), name), "fold": fold}
 
 
 def network_sizes(spec: Spec, name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from poiesis.errors import ConfigError, SpecError
+from poiesis.nn.folded import Folded
 from poiesis.nn.unet import UNet
 from poiesis.nn.video_unet import VideoUNet
 from poiesis.nn.wave_unet import WaveUNet
@@ -40,19 +41,16 @@ def padded_view(config: Any, spec: Spec, name: str) -> Grid:
     if not isinstance(spec, Grid) or len(spec.size) not in (1, 2, 3):
         kind = "images, audio, video or vectors"
         raise SpecError(f"{name} learns {kind}; this data is a {spec}")
-    levels = len(config.multipliers)
-    if len(spec.size) == 1:
-        size = tuple(config.fold * padded(-(-side // config.fold), levels) for side in spec.size)
-    else:
-        if config.fold != 1:
-            raise SpecError(f"fold = {config.fold} is for audio; use 1 for a {spec}")
-        frames = spec.size[:-2]
-        size = (*frames, *(padded(side, levels) for side in spec.size[-2:]))
+    levels, fold = len(config.multipliers), config.fold
+    sides = [fold * padded(-(-side // fold), levels) for side in spec.size[-2:]]
+    size = (*spec.size[:-2], *sides)
     domain = "real" if spec.domain == "real" else "signed"
     return Grid(channels=spec.channels, size=size, domain=domain, levels=spec.levels)
 
 
-def make_unet(config: Any, spec: Grid, condition: Condition | None, *, given: int = 0) -> UNet:
+def make_unet(
+    config: Any, spec: Grid, condition: Condition | None, *, given: int = 0
+) -> UNet | Folded:
     """Return the network for a view of one, two or three dimensions.
 
     given: channels that an image comes with, which the network sees and does not make.
@@ -60,7 +58,7 @@ def make_unet(config: Any, spec: Grid, condition: Condition | None, *, given: in
     Raises ConfigError for attention at a resolution that it lacks.
     """
     audio, video = len(spec.size) == 1, len(spec.size) == 3
-    finest = spec.size[0] // config.fold if audio else max(spec.size[-2:])
+    finest = max(spec.size[-2:]) // config.fold
     sides = [finest // 2**i for i in range(len(config.multipliers))]
     strange = [side for side in config.attention if side not in sides]
     if strange:
@@ -83,20 +81,27 @@ def make_unet(config: Any, spec: Grid, condition: Condition | None, *, given: in
         "text_width": config.text_width,
         "text_layers": config.text_layers,
     }
+    axes = 1 if audio else 2
+    channels = spec.channels * config.fold**axes
     if audio:
-        return WaveUNet(signal_channels=spec.channels, fold=config.fold, **sizes)
-    if video:
-        return VideoUNet(image_channels=spec.channels, frames=spec.size[0], **sizes)
-    return UNet(image_channels=spec.channels, in_channels=spec.channels + given, **sizes)
+        network: UNet = WaveUNet(signal_channels=channels, **sizes)
+    elif video:
+        network = VideoUNet(image_channels=channels, frames=spec.size[0], **sizes)
+    else:
+        seen = channels + given * config.fold**axes
+        network = UNet(image_channels=channels, in_channels=seen, **sizes)
+    return network if config.fold == 1 else Folded(network, config.fold, axes)
 
 
-def grid_sizes(spec: Grid) -> dict[str, Any]:
-    """Return options of a small network for audio, or for video beyond those for its frames."""
+def grid_sizes(spec: Grid, finest: int = 1024) -> dict[str, Any]:
+    """Return options of a small network for audio, or for video beyond those for its frames.
+
+    finest: steps of the first resolution of audio, at most; about as many as pixels of an image.
+    """
     if len(spec.size) == 3:
         # A video is a batch of frames.
         return {"batch_size": max(4, min(32, 128 // spec.size[0]))}
-    # About a thousand steps of a few samples, as many as a small image has pixels.
-    fold = 2 ** max(0, min(5, math.ceil(math.log2(spec.size[0] / 1024))))
+    fold = 2 ** max(0, min(5, math.ceil(math.log2(spec.size[0] / finest))))
     steps = -(-spec.size[0] // fold)
     levels = max(1, min(5, math.ceil(math.log2(steps / _STEPS)) + 1))
     coarsest = padded(steps, levels) // 2 ** (levels - 1)
