@@ -16,6 +16,7 @@ from poiesis.data.config import DataConfig
 from poiesis.data.loader import Loader
 from poiesis.errors import ConfigError, DataError, SpecError
 from poiesis.models.base import Batch
+from poiesis.models.diffusion.consistency import Consistency
 from poiesis.models.diffusion.flow_matching import FlowMatching
 from poiesis.models.gans.cgan import CGAN
 from poiesis.models.image_condition import Colourise, Holes, Pairs, Upscale
@@ -294,3 +295,30 @@ def test_pairs_are_resized_each(folder):
     data = pairs(folder, pairs="left-to-right", resize=4)
     assert data.spec == Grid(channels=3, size=(4, 4))
     assert isinstance(model(data.spec, data.condition, attention=(4,)).task, Pairs)
+
+
+# -- in one or two calls -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_consistency_models_take_pictures_as_their_teachers_do(taught):
+    teacher = model(task="upscale-2")
+    config = Consistency.Config(
+        task="none" if taught else "upscale-2", channels=8, multipliers=(1, 1), attention=(8,)
+    )
+    parts = {"teacher": teacher} if taught else None
+    net = Consistency(config, teacher.spec, parts=parts)
+    assert net.source == teacher.source and net.condition == teacher.condition
+    x, draws = images(4), Draws(("loss",), total=4)
+    batch = Batch(
+        x=x,
+        condition=net.condition_on(x, None, draws, training=True),
+        index=torch.arange(4),
+        draws=draws,
+        size=4,
+    )
+    assert bool(torch.isfinite(net.loss(batch, 0)[0]).all())
+    with torch.no_grad():
+        large = net.translate(net.given(x), noise(4), net.Sampling(steps=2))
+    off = torch.nn.functional.avg_pool2d(large, 2) - net.given(x)
+    assert float(off.abs().median()) < 0.6 / 127.5

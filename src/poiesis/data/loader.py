@@ -100,10 +100,12 @@ class Loader:
         if self.augment:
             from poiesis.data.augment import augment
 
-            # A pair is one picture: both change alike.
-            paired = y is not None and is_picture(y)
-            both = augment(self.augment, torch.cat([x, y], 1) if paired else x, draws)
-            x, y = (both[:, : x.shape[1]], both[:, x.shape[1] :]) if paired else (both, y)
+            if y is None or not is_picture(y):
+                x = augment(self.augment, x, draws)
+            else:
+                # A pair is one picture: both change alike.
+                both = augment(self.augment, torch.cat([x, y], 1), draws)
+                x, y = both.split([x.shape[1], y.shape[1]], 1)
         x = self.view.apply(x, draws.rand)
         return self._move(x), self._condition(y), where
 

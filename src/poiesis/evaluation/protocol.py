@@ -233,13 +233,14 @@ def _judge_images(
         progress=report,
     )
     if isinstance(told, Tensor):
+        model: Any = trained.model
         numbers += evaluate_pairs(
             generated,
-            trained.view.invert(trained.model.task.plain(told).cpu()),
+            trained.view.invert(model.task.plain(told).cpu()),
             real,
             data,
             split=split,
-            plainly=trained.model.task.plainly,
+            plainly=model.task.plainly,
             seed=config.seed,
         )
     if isinstance(told, list) and data.name == "shapes" and spec.shape == (3, SIDE, SIDE):

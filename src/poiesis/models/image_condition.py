@@ -168,10 +168,14 @@ class Holes(Pairs):
     """Images with parts missing."""
 
     plainly = "the mean of what is known"
-    source = None
 
     def __init__(self, spec: Grid) -> None:
         super().__init__(spec, spec.channels)
+
+    @property
+    def source(self) -> None:
+        """None: where the hole is must be said besides; see the capability `inpaint`."""
+        return None
 
     def given(self, x: Tensor, y: Tensor | None, noise: Drawer, training: bool) -> Tensor:
         """Return conditions with a hole each: a rectangle, or the stroke of a brush."""
@@ -218,10 +222,11 @@ def _holes(noise: Drawer, height: int, width: int) -> Tensor:
     thick = _BRUSH[0] + (_BRUSH[1] - _BRUSH[0]) * noise.rand(1, 1, 1)
     a, b = (part[:, :, :, None, None] for part in (corners[:, :-1], corners[:, 1:]))
     # Distance of each pixel from each piece of the stroke.
-    away, along = [y - a[:, :, 0], x - a[:, :, 1]], (b - a).unbind(2)
-    share = sum(p * q for p, q in zip(away, along, strict=True))
-    share = (share / sum(q * q for q in along).clamp(min=1e-6)).clamp(0, 1)
-    distance = sum((p - share * q).square() for p, q in zip(away, along, strict=True)).sqrt()
+    away_y, away_x = y - a[:, :, 0], x - a[:, :, 1]
+    along_y, along_x = (b - a).unbind(2)
+    share = away_y * along_y + away_x * along_x
+    share = (share / (along_y.square() + along_x.square()).clamp(min=1e-6)).clamp(0, 1)
+    distance = torch.hypot(away_y - share * along_y, away_x - share * along_x)
     near = distance.amin(1, keepdim=True) <= thick * min(height, width)
     return torch.where(noise.rand(1, 1, 1) < 0.5, inside[0] & inside[1], near).float()
 

@@ -347,9 +347,9 @@ class DenoisingModel(FromPictures):
         if not isinstance(scale, float):
             x_t = x_t * scale
         if self.task is not None:
-            shape = (len(x_t), self.task.channels + 1, *self.spec.size)
-            known = x_t.new_zeros(shape) if condition is None else self.task.seen(condition)
-            x_t, condition = torch.cat([x_t, known], 1), None
+            if condition is None:
+                condition = x_t.new_zeros(len(x_t), self.task.channels + 1, *x_t.shape[2:])
+            x_t, condition = torch.cat([x_t, self.task.seen(condition)], 1), None
         return self._network(x_t, self.network_level(t), condition).float()
 
     def _level(self, t: Tensor) -> tuple[Tensor, Tensor]:
