@@ -239,8 +239,9 @@ def test_clips_that_do_not_fit(tmp_path):
     refused(tmp_path / "sizes", r"more than --data\.memory 1e-05 GB: raise it, resize", **sizes)
     (tmp_path / "x.mp4").write_bytes(b"x")
     refused(tmp_path / "x.mp4", "is a single clip; give the folder")
-    Image.new("L", (30, 8)).save(tmp_path / "short" / "a" / "x.png")
-    refused(tmp_path / "short", r"x\.png: has 30 x 8 pixels, no row of square", clips="strips")
+    (tmp_path / "strips").mkdir()
+    Image.new("L", (30, 8)).save(tmp_path / "strips" / "x.png")
+    refused(tmp_path / "strips", r"x\.png: has 30 x 8 pixels, no row of square", clips="strips")
 
 
 def test_options(tmp_path):

@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -121,7 +122,7 @@ def _film(data: bytes, name: str) -> Iterator[tuple[Image.Image, float]]:
             raise bad(name, f"ffmpeg can't read it ({lines[-1].replace(str(path), 'it')})", SKIP)
 
 
-def _ppm(stream: io.IOBase | io.BufferedReader, name: str) -> Image.Image | None:
+def _ppm(stream: IO[bytes], name: str) -> Image.Image | None:
     """Return the next picture of a stream of binary PPM files, None at its end."""
     fields: list[bytes] = []
     while len(fields) < 4:
@@ -133,7 +134,7 @@ def _ppm(stream: io.IOBase | io.BufferedReader, name: str) -> Image.Image | None
     if width * height > MAX_PIXELS:
         what = f"has frames of {width} x {height} pixels, more than {MAX_PIXELS:,}"
         raise bad(name, what, f"shrink it, or {SKIP}")
-    raw = exactly(stream, 3 * width * height)  # type: ignore[arg-type]
+    raw = exactly(stream, 3 * width * height)
     if len(raw) < 3 * width * height:
         return None
     return Image.frombytes("RGB", (width, height), raw)

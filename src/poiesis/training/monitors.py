@@ -146,8 +146,8 @@ class Reference:
             return native.flatten(1).double()
         if native.dim() == 5:
             # Of clips a few frames, small: in full they would take gigabytes.
-            size = [min(s, most) for s, most in zip(native.shape[2:], _CLIP, strict=True)]
-            pooled = [F.adaptive_avg_pool3d(some.float(), size) for some in native.split(64)]
+            t, h, w = (min(side, most) for side, most in zip(native.shape[2:], _CLIP, strict=True))
+            pooled = [F.adaptive_avg_pool3d(some.float(), (t, h, w)) for some in native.split(64)]
             return torch.cat(pooled).double().flatten(1) / (self._levels - 1)
         x = native.double() / (self._levels - 1)
         if min(x.shape[2:]) > _SIDE:
