@@ -115,6 +115,7 @@ def evaluate_pairs(
     generated, plain, real: native rows (n, c, h, w). plain: what one would make without a model,
     plainly: what that is, for the passport. SSIM is left out for images below 11 px.
     """
+    assert isinstance(data.spec, Grid)
     peak = data.spec.levels - 1
     numbers = []
     for suffix, rows, how in (("", generated, "model"), ("_plain", plain, plainly)):

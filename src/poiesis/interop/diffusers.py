@@ -28,6 +28,7 @@ from poiesis.interop.foreign import Foreign, Options, is_a, json_bytes
 from poiesis.models.diffusion.ddpm import DDPM
 from poiesis.models.diffusion.denoising import padded
 from poiesis.models.trained import Trained
+from poiesis.nn.unet import UNet
 from poiesis.runs import sha256
 from poiesis.spec import Classes, Grid
 
@@ -349,6 +350,7 @@ def write(trained: Trained) -> tuple[dict[str, bytes], list[str]]:
             f"{model.condition.count - 1}, {model.condition.count} is no class; DDPMPipeline "
             "itself gives none: call unet(x, t, class_labels)"
         )
+    assert isinstance(trained.data_spec, Grid) and isinstance(model.spec, Grid)
     if tuple(trained.data_spec.size) != model.spec.size:
         height, width = trained.data_spec.size
         remarks.append(
@@ -381,6 +383,7 @@ def _network(model: DDPM) -> dict[str, Any]:
     middle = unet.middle_groups
     if middle is None and unet.scale_shift:  # where null would leave the normalisation out
         middle = config.groups
+    assert isinstance(model.unet, UNet)
     attention = [bool(level.attentions) for level in model.unet.down_blocks]
     height, width = spec.size
     return {
