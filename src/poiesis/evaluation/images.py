@@ -22,6 +22,7 @@ from poiesis.metrics import (
 from poiesis.metrics.extractors import Extractor
 from poiesis.metrics.features import default_extractor, match_levels
 from poiesis.metrics.fidelity import SMALLEST, psnr, ssim
+from poiesis.spec import Grid
 
 __all__ = [
     "check_counts",
