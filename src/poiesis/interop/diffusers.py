@@ -316,7 +316,8 @@ def write(trained: Trained) -> tuple[dict[str, bytes], list[str]]:
     from safetensors.torch import save
 
     model = trained.model
-    if not isinstance(model, DDPM) or len(model.spec.shape) != 3:
+    spec = getattr(model, "spec", None)
+    if not isinstance(model, DDPM) or not isinstance(spec, Grid) or len(spec.size) != 2:
         raise CapabilityError(
             f"a diffusers folder holds a ddpm of images; this is a {trained.name} of "
             f"{trained.data_spec}"
@@ -350,12 +351,10 @@ def write(trained: Trained) -> tuple[dict[str, bytes], list[str]]:
             f"{model.condition.count - 1}, {model.condition.count} is no class; DDPMPipeline "
             "itself gives none: call unet(x, t, class_labels)"
         )
-    assert isinstance(trained.data_spec, Grid) and isinstance(model.spec, Grid)
-    if tuple(trained.data_spec.size) != model.spec.size:
+    if tuple(trained.data_spec.size) != spec.size:
         height, width = trained.data_spec.size
         remarks.append(
-            f"images are {model.spec.size[0]} x {model.spec.size[1]} there: {height} x {width} "
-            "with a border"
+            f"images are {spec.size[0]} x {spec.size[1]} there: {height} x {width} with a border"
         )
     index = {
         "_class_name": "DDPMPipeline",
@@ -383,8 +382,9 @@ def _network(model: DDPM) -> dict[str, Any]:
     middle = unet.middle_groups
     if middle is None and unet.scale_shift:  # where null would leave the normalisation out
         middle = config.groups
-    assert isinstance(model.unet, UNet)
-    attention = [bool(level.attentions) for level in model.unet.down_blocks]
+    attention = [
+        bool(level.attentions) for level in model.unet.get_submodule("down_blocks").children()
+    ]
     height, width = spec.size
     return {
         "_class_name": "UNet2DModel",
