@@ -77,7 +77,8 @@ def test_files_come_back_larger_under_their_names(poiesis, enlarger, tmp_path):
     code, text, err = poiesis("upscale", enlarger, tmp_path / "small", *options)
     assert code == 0, err
     assert "4 pictures of 2" in text and "psnr" not in text
-    assert Image.open(out / "deep" / "1-2.png").size == (8, 8)
+    with Image.open(out / "deep" / "1-2.png") as picture:
+        assert picture.size == (8, 8)
     first = (out / "deep" / "1-1.png").read_bytes()
     assert first != (out / "deep" / "1-2.png").read_bytes()
     assert poiesis("upscale", enlarger, tmp_path / "small", *options)[0] == 0
@@ -117,8 +118,8 @@ def test_samples_of_such_a_run_need_no_input(poiesis, translator, tmp_path):
     code, _, err = poiesis("sample", translator, "-n", 3, "--quiet", "-o", tmp_path / "new")
     assert code == 0, err
     assert len(list((tmp_path / "new").glob("0*.png"))) == 3
-    sheet = Image.open(tmp_path / "new" / "grid.png")
-    assert sheet.width == sheet.height  # three of each: pictures, samples, real images
+    with Image.open(tmp_path / "new" / "grid.png") as sheet:
+        assert sheet.width == sheet.height  # three of each: pictures, samples, real images
 
 
 @pytest.mark.parametrize(
