@@ -28,7 +28,6 @@ from poiesis.interop.foreign import Foreign, Options, is_a, json_bytes
 from poiesis.models.diffusion.ddpm import DDPM
 from poiesis.models.diffusion.denoising import padded
 from poiesis.models.trained import Trained
-from poiesis.nn.unet import UNet
 from poiesis.runs import sha256
 from poiesis.spec import Classes, Grid
 

@@ -43,7 +43,7 @@ def show(
     looks to a discriminator, how likely it is. Images made from pictures stand between these and
     the real images.
     """
-    if isinstance(model.condition, Picture):
+    if isinstance(getattr(model, "condition", None), Picture):
         return _beside(model, codec, raws)
     if not isinstance(codec, VectorCodec):
         return codec.preview(raws)
