@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from poiesis.config import check
 from poiesis.errors import ConfigError
+from poiesis.nn.attention import attend
 from poiesis.nn.dropout import Dropout
 from poiesis.nn.group_norm import GroupNorm
 from poiesis.nn.text_encoder import Text, TextEncoder
@@ -137,7 +138,7 @@ class Attention(nn.Module):
             project(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for project in (self.to_q, self.to_k, self.to_v)
         )
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        out = attend(q, k, v).transpose(1, 2).flatten(2)
         out = self.to_out(out).transpose(1, 2).reshape(b, c, h, w)
         x_bchw = x_bchw + out
         return x_bchw if self.text is None else self.text(x_bchw, text)
@@ -160,7 +161,7 @@ class CrossAttention(nn.Module):
         pixels = self.group_norm(x_bchw).flatten(2).transpose(1, 2)
         parts = self.to_q(pixels), self.to_k(text.tokens), self.to_v(text.tokens)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=text.mask[:, None, None])
+        out = attend(q, k, v, text.mask[:, None, None])
         out = self.to_out(out.transpose(1, 2).flatten(2))
         return x_bchw + out.transpose(1, 2).reshape(x_bchw.shape)
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from poiesis.nn.attention import attend
 from poiesis.nn.dropout import Dropout
 from poiesis.nn.group_norm import GroupNorm
 from poiesis.nn.text_encoder import Text
@@ -73,7 +74,7 @@ class TemporalAttention(nn.Module):
         tokens_btpc = self.norm(x).flatten(2).transpose(1, 2).unflatten(0, (-1, self.frames))
         parts = self.to_qkv(tokens_btpc + self.positions).unflatten(3, (3, self.heads, -1))
         q, k, v = parts.permute(3, 0, 2, 4, 1, 5)  # each b p heads t width
-        out = F.scaled_dot_product_attention(q, k, v).permute(0, 3, 1, 2, 4).flatten(3)
+        out = attend(q, k, v).permute(0, 3, 1, 2, 4).flatten(3)
         return x + self.to_out(out).flatten(0, 1).transpose(1, 2).reshape(x.shape)
 
 
