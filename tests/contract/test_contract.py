@@ -484,6 +484,21 @@ CASES = {
         )
         for name in ("ddpm", "edm", "flow-matching", "score-sde", "consistency")
     },
+    **{
+        f"{name}, audio": Case(
+            name=name,
+            options={
+                "channels": 8,
+                "multipliers": (1, 2),
+                "attention": (7,),
+                "fold": 4,
+                "learning_rate": 1e-2,
+            },
+            data="tones",
+            learns="train",
+        )
+        for name in ("ddpm", "flow-matching")
+    },
     "transformer": Case(
         name="transformer",
         options={"layers": 2, "width": 16, "heads": 2, "batch_size": 16},
@@ -514,6 +529,7 @@ NATIVE = {
     "image": Grid(channels=1, size=(8, 8), levels=17),
     "vector": Vector(features=2),
     "audio": Grid(channels=1, size=(64,), domain="real"),
+    "video": Grid(channels=1, size=(4, 8, 8)),
     "text": Tokens(vocabulary=50, length=0, stream=True),
 }
 SIZES = [

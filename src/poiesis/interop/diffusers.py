@@ -315,7 +315,7 @@ def write(trained: Trained) -> tuple[dict[str, bytes], list[str]]:
     from safetensors.torch import save
 
     model = trained.model
-    if not isinstance(model, DDPM) or not isinstance(model.spec, Grid):
+    if not isinstance(model, DDPM) or len(model.spec.shape) != 3:
         raise CapabilityError(
             f"a diffusers folder holds a ddpm of images; this is a {trained.name} of "
             f"{trained.data_spec}"

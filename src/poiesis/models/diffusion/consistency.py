@@ -235,7 +235,7 @@ class Consistency(GenerativeModel):
             added = sigma if i == 0 else math.sqrt(sigma**2 - _LOW**2)
             x = x + added * noise.randn(*self.spec.shape)
             x = self.end(x, torch.full((len(x),), sigma, device=x.device), condition)
-            x = x.clamp(-1, 1) if isinstance(self.spec, Grid) else x
+            x = x.clamp(-1, 1) if getattr(self.spec, "domain", "") == "signed" else x
         return x
 
 

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from poiesis.config import check
 from poiesis.errors import ConfigError, SpecError
 from poiesis.models.base import Batch, GenerativeModel, Loss, Optim, Phase, Schedule, Stage
+from poiesis.models.diffusion.grids import grid_sizes, make_unet, padded, padded_view, side_of
 from poiesis.nn.denoising_mlp import DenoisingMLP
-from poiesis.nn.unet import UNet, UNetOptions
+from poiesis.nn.unet import UNetOptions
 from poiesis.rng import Noise
 from poiesis.sampling import diffusion, editing, solvers
-from poiesis.spec import Captions, Classes, Condition, Grid, Spec, Vector
+from poiesis.spec import Classes, Condition, Grid, Spec, Vector
 
 __all__ = ["DenoisingModel", "network_sizes", "padded", "side_of"]
 
@@ -35,7 +36,7 @@ class DenoisingModel(GenerativeModel):
         """Options of the network and its training."""
 
         network: Literal["unet", "mlp"] = "unet"
-        """unet: convolutions, for images; mlp: dense layers, for vectors."""
+        """unet: convolutions, for images, audio and video; mlp: dense layers, for vectors."""
         channels: int = 32
         """Width of the first resolution, a multiple of `groups`; mlp: units of every layer."""
         multipliers: tuple[int | float, ...] = (1, 2, 2)
@@ -43,8 +44,10 @@ class DenoisingModel(GenerativeModel):
         blocks: int = 1
         """Residual blocks per resolution on the way down (one more on the way up); mlp: layers."""
         attention: tuple[int, ...] = (8,)
-        """Resolutions with self-attention, by longer side in pixels; the coarsest always ends in
-        one."""
+        """Resolutions with self-attention, by longer side in pixels (audio: in steps); the coarsest
+        always ends in one. Of video there is attention over time at the same ones."""
+        fold: int = 1
+        """Samples of audio that become the channels of one step (network unet)."""
         groups: int = 8
         """Groups of the group normalisation (network unet)."""
         unet: UNetOptions = field(default_factory=UNetOptions)
@@ -79,6 +82,7 @@ class DenoisingModel(GenerativeModel):
             check("channels", self.channels, low=2)
             check("groups", self.groups, low=1)
             check("blocks", self.blocks, low=1, high=64)
+            check("fold", self.fold, low=1, high=4096)
             check("dropout", self.dropout, low=0, high=0.99)
             check("label_dropout", self.label_dropout, low=0, high=1)
             check("text_width", self.text_width, low=4)
@@ -188,32 +192,11 @@ class DenoisingModel(GenerativeModel):
             )
             return
         assert isinstance(spec, Grid)
-        sizes = [max(spec.size) // 2**i for i in range(len(config.multipliers))]
-        strange = [size for size in config.attention if size not in sizes]
-        if strange:
-            raise ConfigError(
-                f"attention = {strange[0]} is not a resolution of this network;"
-                f" it has {', '.join(map(str, sizes))} px"
-            )
-        captions = self.condition if isinstance(self.condition, Captions) else None
-        self.unet = UNet(
-            image_channels=spec.channels,
-            channels=config.channels,
-            multipliers=config.multipliers,
-            blocks=config.blocks,
-            attention=[size in config.attention for size in sizes],
-            groups=config.groups,
-            dropout=config.dropout,
-            classes=classes,
-            options=config.unet,
-            captions=(captions.vocabulary, captions.length) if captions else None,
-            text_width=config.text_width,
-            text_layers=config.text_layers,
-        )
+        self.unet = make_unet(config, spec, self.condition)
 
     @classmethod
     def view(cls, config: Any, spec: Spec) -> Spec:
-        """Return images in [-1, 1], padded so that each resolution is half the one before; vectors.
+        """Return images and videos in [-1, 1] and audio, padded to be halved; vectors.
 
         Raises SpecError for other data and for a network that does not fit it.
         """
@@ -221,16 +204,13 @@ class DenoisingModel(GenerativeModel):
             if config.network != "mlp":
                 raise SpecError(f"network {config.network!r} needs images; use mlp for a {spec}")
             return spec
-        side_of(spec, cls.known_as)
-        if config.network == "mlp":
+        if config.network == "mlp" and isinstance(spec, Grid):
             raise SpecError(f"network 'mlp' learns vectors; use unet for a {spec}")
-        assert isinstance(spec, Grid)
-        size = tuple(padded(side, len(config.multipliers)) for side in spec.size)
-        return Grid(channels=spec.channels, size=size, domain="signed", levels=spec.levels)
+        return padded_view(config, spec, cls.known_as)
 
     @property
     def _bounded(self) -> bool:
-        """Whether data lie in [-1, 1]: images, not their latents."""
+        """Whether data lie in [-1, 1]: images and videos, not their latents, nor audio."""
         return isinstance(self.spec, Grid) and self.spec.domain == "signed"
 
     @property
@@ -484,16 +464,13 @@ def _precise(x: Tensor) -> Tensor:
     return x if x.device.type == "mps" else x.double()
 
 
-def side_of(spec: Spec, name: str) -> int:
-    """Return the longer side of an image spec; raises SpecError for anything else."""
-    if not isinstance(spec, Grid) or len(spec.size) != 2:
-        kind = "images, (channels, height, width)"
-        raise SpecError(f"{name} learns {kind} or vectors; this data is a {spec}")
-    return max(spec.size)
-
-
 def network_sizes(spec: Spec, name: str) -> dict[str, Any]:
     """Return options of a small and quick network: minutes on a CPU for images up to 32 px."""
+    if isinstance(spec, Grid) and len(spec.size) == 1:
+        return grid_sizes(spec)
+    if isinstance(spec, Grid) and len(spec.size) == 3:
+        frame = Grid(channels=spec.channels, size=spec.size[1:])
+        return {**network_sizes(frame, name), **grid_sizes(spec)}
     if isinstance(spec, Vector):
         return {
             "network": "mlp",
@@ -512,9 +489,3 @@ def network_sizes(spec: Spec, name: str) -> dict[str, Any]:
     if side <= 32:
         return {"channels": 16, "multipliers": (1, 2, 4), "attention": attention, **light}
     return {"multipliers": (1, *[2] * (levels - 1)), "attention": attention}
-
-
-def padded(side: int, resolutions: int) -> int:
-    """Return the next multiple of 2^(resolutions − 1)."""
-    unit = 2 ** (resolutions - 1)
-    return -(-side // unit) * unit

@@ -79,7 +79,7 @@ class EDM(ContinuousModel):
     @staticmethod
     def cifar10(spec: Spec) -> Config:
         """The paper's training for CIFAR-10 with DDPM's block of 2x2x2 widths: hours on a GPU."""
-        sizes = [padded(side_of(spec, "edm"), 3) // 2**i for i in range(3)]
+        sizes = [padded(side_of(spec, "edm's preset cifar10"), 3) // 2**i for i in range(3)]
         return EDM.Config(
             channels=128,
             multipliers=(2, 2, 2),

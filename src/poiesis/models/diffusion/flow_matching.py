@@ -52,7 +52,9 @@ class FlowMatching(ContinuousModel):
     @staticmethod
     def cifar10(spec: Spec) -> Config:
         """The usual network and training for CIFAR-10: 35.7M parameters, hours on a GPU."""
-        sizes = [padded(side_of(spec, "flow-matching"), 4) // 2**i for i in range(4)]
+        sizes = [
+            padded(side_of(spec, "flow-matching's preset cifar10"), 4) // 2**i for i in range(4)
+        ]
         return FlowMatching.Config(
             channels=128,
             multipliers=(1, 2, 2, 2),
