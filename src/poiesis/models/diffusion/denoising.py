@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from poiesis.config import check
 from poiesis.errors import ConfigError, SpecError
 from poiesis.models.base import Batch, Loss, Optim, Phase, Schedule, Stage
+from poiesis.models.diffusion.autoguidance import weaker
 from poiesis.models.diffusion.grids import grid_sizes, make_unet, padded, padded_view, side_of
 from poiesis.models.image_condition import FromPictures, Holes, Task, fitting, task_of
 from poiesis.nn.denoising_mlp import DenoisingMLP
@@ -147,6 +148,11 @@ class DenoisingModel(FromPictures):
         plainly (arXiv 2404.07724)."""
         guidance_rescale: float = 0.0
         """Share of guidance's growth in contrast that is taken back (arXiv 2305.08891: 0.7)."""
+        guide: str = ""
+        """A weaker version to steer away from (autoguidance, arXiv 2406.02507): RUN or RUN@STEP, of
+        this model or a smaller one trained alike. It doubles the calls of a network."""
+        guide_scale: float = 2.0
+        """Strength w of weak + w (own − weak) with a guide: 1 is without it."""
         clip: Literal["none", "static", "dynamic"] = "static"
         """Keep the clean estimate of images in range: clamp it, or (dynamic) shrink it when it
         overshoots."""
@@ -165,6 +171,7 @@ class DenoisingModel(FromPictures):
                     "e.g. 0.1,0.9"
                 )
             check("guidance_rescale", self.guidance_rescale, low=0, high=1)
+            check("guide_scale", self.guide_scale, low=0, high=100)
 
     known_as: ClassVar[str]
     """Name in messages."""
@@ -222,8 +229,13 @@ class DenoisingModel(FromPictures):
         return isinstance(self.spec, Grid) and self.spec.domain == "signed"
 
     @property
+    def network_name(self) -> str:
+        """Name of the network that learns."""
+        return "unet" if isinstance(self.spec, Grid) else "mlp"
+
+    @property
     def _network(self) -> nn.Module:
-        return self.unet if isinstance(self.spec, Grid) else self.mlp
+        return getattr(self, self.network_name)
 
     # -- what a model of the family says --------------------------------------------------------
 
@@ -239,6 +251,10 @@ class DenoisingModel(FromPictures):
     def draw_noise(self, batch: Batch) -> Tensor:
         """Draw the noise that is added to the data, of its shape."""
         return batch.randn(*batch.x.shape[1:])
+
+    def draw_pair(self, batch: Batch, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the data and the noise to train on, each of batch.x's shape."""
+        return batch.x, self.draw_noise(batch)
 
     def spread_times(self, shares: Tensor) -> Tensor:
         """Return noise levels at shares (b,) in [0, 1) of their distribution in training."""
@@ -283,10 +299,12 @@ class DenoisingModel(FromPictures):
         """Adam over the network."""
         config = self.config
         schedule = Schedule(kind=config.decay, warmup=config.warmup)
-        (name,) = self.networks()
         return {
             "adam": Optim(
-                networks=(name,), lr=config.learning_rate, schedule=schedule, clip=config.clip
+                networks=(self.network_name,),
+                lr=config.learning_rate,
+                schedule=schedule,
+                clip=config.clip,
             )
         }
 
@@ -298,7 +316,7 @@ class DenoisingModel(FromPictures):
     def ema(self) -> Mapping[str, float]:
         """Average the network's weights; without it samples are noisy (FID 8 instead of 3)."""
         decay: float = self.config.ema
-        return dict.fromkeys(self.networks(), decay)
+        return {self.network_name: decay}
 
     # -- training -------------------------------------------------------------------------------
 
@@ -334,7 +352,7 @@ class DenoisingModel(FromPictures):
 
     def _error(self, batch: Batch, t: Tensor, condition: Tensor | None) -> Tensor:
         """Return the squared error (b,) of the network's output."""
-        x0, eps = batch.x, self.draw_noise(batch)
+        x0, eps = self.draw_pair(batch, condition)
         alpha, sigma = self._level(t)
         target = diffusion.target_of(self.prediction, x0, eps, alpha, sigma)
         output = self.output(alpha * x0 + sigma * eps, t, condition)
@@ -447,9 +465,14 @@ class DenoisingModel(FromPictures):
     def _denoise(self, condition: Tensor | None, options: Any) -> diffusion.Denoise:
         """Return the denoiser that samplers call: guided, clipped, in the precision of x_t."""
 
+        scale = options.guide_scale
+        weak = weaker(options.guide, self) if options.guide and scale != 1 else None
+
         def denoise(x_t: Tensor, level: Any) -> Tensor:
             t = torch.full((len(x_t),), level, device=x_t.device)
             x0 = self.guided(x_t.float(), t, condition, options)
+            if weak is not None:
+                x0 = diffusion.guide(x0, weak.denoiser(x_t.float(), t, condition), scale)
             if self._bounded:
                 x0 = diffusion.clip_x0(x0, options.clip)
             return x0.to(x_t)
