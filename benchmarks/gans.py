@@ -16,6 +16,7 @@ The budgets: see benchmarks/budget.py. Toys in the plane: benchmarks/toys.py.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -199,7 +200,10 @@ def run_row(row: Row, out: Path, folder: Path, scale: float, steps: int | None) 
             asked = trained.model.default_condition(0, row.samples)
             assert asked is not None
             values["agreement"] = agreement(row.data, pixels, asked)
+        alarms = path / "alarms.jsonl"
+        raised = alarms.read_text().splitlines() if alarms.exists() else []
         about = {
+            "alarms": [json.loads(line)["name"] for line in raised],
             "config": trained.config["model"],
             "parameters": sum(p.numel() for p in trained.model.parameters()),
         }
@@ -244,7 +248,9 @@ def table(records: Records) -> str:
     ]
     for row in ROWS:
         if row.name in records:
-            lines += ["", f"{row.what}: the first {SHOWN} samples, in order."]
+            alarms = ", ".join(records[row.name].get("alarms") or ["none"])
+            watched = "" if row.textbook else f" Alarms of the training's health: {alarms}."
+            lines += ["", f"{row.what}: the first {SHOWN} samples, in order.{watched}"]
             lines += ["", f"![{row.name}](gans-{row.name}.png)"]
     if records:
         lines += ["", measured(records)]

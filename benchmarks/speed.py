@@ -32,11 +32,11 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from poiesis.models.base import hardware_bf16
-from workloads import dcgan, fid, gpt, unet, vae
+from workloads import dcgan, fid, gpt, residual_gans, unet, vae
 from workloads.common import OURS, Machine, MissingPeer, Timing, Worker, Workload, compare, serve
 
 PACKAGES = ("poiesis", "torch", "numpy", "scipy", "diffusers", "transformers", "pythae")
-WORKLOADS = [w for module in (dcgan, unet, gpt, vae, fid) for w in module.WORKLOADS]
+WORKLOADS = [w for module in (dcgan, residual_gans, unet, gpt, vae, fid) for w in module.WORKLOADS]
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ from torch.utils.flop_counter import (
 from poiesis.data.codecs import ImageCodec
 from poiesis.data.dataset import DataSet, TensorSplit
 from poiesis.models.base import GenerativeModel, hardware_bf16
+from poiesis.spec import Classes
 from poiesis.training.config import TrainConfig
 from poiesis.training.engine import Engine
 
@@ -270,18 +271,21 @@ def _count(run: Callable[[], Any], wanted: bool) -> int:
 # -- our side -------------------------------------------------------------------------------------
 
 
-def image_data(count: int, channels: int, side: int) -> DataSet:
-    """Return a data set of random pictures held in memory, as a folder of images would be."""
+def image_data(count: int, channels: int, side: int, classes: int = 0) -> DataSet:
+    """Return a data set of random pictures held in memory, as a folder of images would be.
+
+    classes: how many there are, in turn; 0 is none.
+    """
     source = torch.Generator().manual_seed(0)
     size = (count, channels, side, side)
     pixels = torch.randint(0, 256, size, generator=source, dtype=torch.uint8)
     codec = ImageCodec(channels=channels, size=(side, side))
-    split = TensorSplit(pixels)
+    split = TensorSplit(pixels, torch.arange(count) % classes if classes else None)
     return DataSet(
         name="random",
         variant=f"random pixels {count} x {channels} x {side} x {side}",
         spec=codec.spec,
-        condition=None,
+        condition=Classes(count=classes) if classes else None,
         codec=codec,
         splits={"train": split, "validation": split},
     )

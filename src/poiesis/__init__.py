@@ -30,6 +30,8 @@ _LAZY = {
     "report": "poiesis.reporting.page",
     "sample": "poiesis.models.trained",
     "train": "poiesis.training.verb",
+    "translate": "poiesis.apply.translate",
+    "upscale": "poiesis.apply.translate",
 }
 
 __all__ = ["__version__", *sorted(_LAZY)]

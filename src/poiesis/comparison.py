@@ -44,7 +44,7 @@ __all__ = ["Comparison", "Row", "compare"]
 
 FILE = "comparison.json"
 """Name of the saved comparison."""
-_RANKED_BY = ("fid", "frechet_distance", "bits_per_char", "bits_per_dim")
+_RANKED_BY = ("fid", "frechet_distance", "motion_fid", "bits_per_char", "bits_per_dim")
 """Numbers that may order the table: the first that all models have and that can be compared."""
 
 

@@ -42,7 +42,7 @@ class Entry:
     """``package.module:Class``."""
     family: str
     accepts: tuple[str, ...]
-    """Kinds of data: image, vector, audio, text."""
+    """Kinds of data: image, vector, audio, text, video."""
     summary: str
     preset: str = "default"
     options: dict[str, Any] = field(default_factory=dict)
@@ -202,31 +202,38 @@ MODELS: dict[str, Entry] = {
             summary="GAN of paired scores and two penalties: steady, covers the data, sharp",
         ),
         Entry(
+            name="mocogan",
+            target="poiesis.models.gans.mocogan:MoCoGAN",
+            family="gans",
+            accepts=("video",),
+            summary="GAN of video: a latent for what is seen, another for how it moves",
+        ),
+        Entry(
             name="ddpm",
             target="poiesis.models.diffusion.ddpm:DDPM",
             family="diffusion",
-            accepts=("image", "vector"),
+            accepts=("image", "vector", "audio", "video"),
             summary="denoising diffusion with a U-Net: best images here, slower to sample",
         ),
         Entry(
             name="edm",
             target="poiesis.models.diffusion.edm:EDM",
             family="diffusion",
-            accepts=("image", "vector"),
+            accepts=("image", "vector", "audio", "video"),
             summary="diffusion, preconditioned at every level of noise: fewer steps, better images",
         ),
         Entry(
             name="flow-matching",
             target="poiesis.models.diffusion.flow_matching:FlowMatching",
             family="diffusion",
-            accepts=("image", "vector"),
+            accepts=("image", "vector", "audio", "video"),
             summary="straight flows from noise to data: simple, few steps",
         ),
         Entry(
             name="score-sde",
             target="poiesis.models.diffusion.score_sde:ScoreSDE",
             family="diffusion",
-            accepts=("image", "vector"),
+            accepts=("image", "vector", "audio", "video"),
             summary="score matching in continuous time: VP, sub-VP and VE noise",
         ),
         Entry(
@@ -240,7 +247,7 @@ MODELS: dict[str, Entry] = {
             name="consistency",
             target="poiesis.models.diffusion.consistency:Consistency",
             family="diffusion",
-            accepts=("image", "vector"),
+            accepts=("image", "vector", "audio", "video"),
             summary="samples in one or two calls: distilled from a diffusion run, or by itself",
         ),
         Entry(

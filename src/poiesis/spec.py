@@ -23,6 +23,7 @@ __all__ = [
     "Condition",
     "Domain",
     "Grid",
+    "Picture",
     "Spec",
     "Tokens",
     "Vector",
@@ -219,8 +220,26 @@ class Captions:
         return [examples[number % len(examples)] for number in range(first, first + n)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A condition: a picture to go by, a tensor of shape (batch, channels, *size).
+
+    As data it is levels, as rows are. A model sees it in its own view, and may give it a form of
+    its own (`GenerativeModel.condition_on`).
+    """
+
+    none: ClassVar[float] = 0.0
+    """The value that, everywhere, stands for "no picture"."""
+    names: ClassVar[tuple[str, ...]] = ()
+    """Pictures have no names; classes and attributes do."""
+
+    channels: int
+    size: tuple[int, ...]
+    """Height and width."""
+
+
 Spec = Grid | Tokens | Vector
-Condition = Classes | Attributes | Captions
+Condition = Classes | Attributes | Captions | Picture
 
 _KINDS: dict[str, type] = {
     "grid": Grid,
@@ -229,6 +248,7 @@ _KINDS: dict[str, type] = {
     "classes": Classes,
     "attributes": Attributes,
     "captions": Captions,
+    "picture": Picture,
 }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 
 import numpy as np
 import pytest
@@ -145,3 +147,69 @@ def test_mistakes(refused, denoiser, sounds, tmp_path):
     assert "not grid 1x128" in refused(
         "train", "dcgan", "--data", sounds, "--data.length", 128, "--train.steps", 1
     )
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory):
+    """Chords in a flat folder, called CLASS_VOICE_NUMBER.wav."""
+    folder = tmp_path_factory.mktemp("spoken") / "spoken"
+    folder.mkdir()
+    for k in range(40):
+        sound = make_wav(chord(0.06, k), RATE)
+        (folder / f"{('one', 'two')[k % 2]}_ann_{k:02d}.wav").write_bytes(sound)
+    return folder
+
+
+TINY = ["--model.channels", "8", "--model.multipliers", "1,2", "--model.batch-size", "8"]
+
+
+@pytest.mark.parametrize(
+    ("model", "audio", "options"),
+    [
+        ("flow-matching", "waveform", ["--model.fold", "8", "--model.attention", "32"]),
+        ("ddpm", "spectrogram", ["--model.fold", "2", "--model.attention", "16"]),
+    ],
+)
+def test_diffusion_from_recordings_to_recordings(poiesis, spoken, tmp_path, model, audio, options):
+    run = tmp_path / "run"
+    how = ["--data", spoken, "--data.length", 500, "--data.audio", audio, "--train.steps", 4]
+    how += ["--train.grids", "1", "--train.threads", "1", "--quiet"]
+    code, _, err = poiesis("train", model, *how, *TINY, *options, "--out", run)
+    assert code == 0, err
+    with Image.open(run / "samples" / "step-00000004.png") as sheet:
+        assert sheet.width > 300 and sheet.height > 300
+    asked = ["-n", 2, "--class", "two", "--sampling.steps", 2, "-o", tmp_path / "new", "--quiet"]
+    code, _, err = poiesis("sample", run, *asked)
+    assert code == 0, err
+    for k in range(2):
+        assert len(read(tmp_path / "new" / f"0000{k}.wav")) == 500
+    code, out, _ = poiesis("reproduce", tmp_path / "new" / "00001.wav")
+    assert code == 0 and "identical" in out
+    judge = ["--samples", 30, "--likelihood-rows", 0, "--json", "--quiet"]
+    code, out, err = poiesis("evaluate", run, *judge)
+    assert code == 0, err
+    numbers = {n["name"]: n for n in json.loads(out)["numbers"]}
+    assert numbers["recall"]["passport"]["extractor"] == "log power in 32 bands"
+    assert poiesis("report", run, "--samples", 4)[0] == 0
+    page = (run / "report.html").read_text()
+    assert "Is it copying?" in page and "spectra" in page
+    sounds = re.findall(r'<audio [^>]*src="data:audio/wav;base64,([^"]+)"', page)
+    assert len(sounds) == 16 and page.count("<figcaption>two</figcaption>") == 8
+    rate, samples = parse_wav(base64.b64decode(sounds[0]), "page")
+    assert rate == RATE and samples.shape == (500, 1)
+
+
+def test_a_run_of_spectrograms_reads_recordings_but_does_not_clean_them(
+    poiesis, refused, spoken, tmp_path
+):
+    how = ["--data", spoken, "--data.length", 500, "--data.audio", "spectrogram"]
+    code, _, err = poiesis(
+        "train", "vae", *how, "--train.steps", 2, *QUICK, "--out", tmp_path / "r"
+    )
+    assert code == 0, err
+    code, out, err = poiesis(
+        "reduce", tmp_path / "r", spoken / "one_ann_00.wav", "--json", "--quiet"
+    )
+    assert code == 0 and json.loads(out)["samples"] == 1, err
+    line = refused("denoise", tmp_path / "r", spoken, "--quiet")
+    assert "don't hold all of a recording" in line and "--data.audio waveform" in line

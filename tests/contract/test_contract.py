@@ -7,7 +7,7 @@ import dataclasses
 import math
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from poiesis import registry
 from poiesis.apply.inputs import latent_parts
 from poiesis.data import open_data
 from poiesis.errors import ConfigError, SpecError
-from poiesis.files import make_wav
+from poiesis.files import make_gif, make_wav, pictures_of
 from poiesis.models import capabilities
 from poiesis.models.base import Batch
 from poiesis.models.trained import build, load
@@ -421,6 +421,27 @@ CASES = {
         learns="discriminator",
         falls=0.95,
     ),
+    "mocogan": Case(
+        name="mocogan",
+        options={"widths": (8,), "latent_dim": 8, "motion_dim": 4, "discriminator_lr": 2e-3},
+        data="clips",
+        learns="discriminator",
+    ),
+    "mocogan, by class, auxiliary classifier": Case(
+        name="mocogan",
+        options={
+            "widths": (8, 8),
+            "latent_dim": 8,
+            "motion_dim": 4,
+            "conditional": True,
+            "auxiliary_weight": 1.0,
+            "penalty": "r1",
+            "penalty_weight": 0.1,
+            "discriminator_lr": 2e-3,
+        },
+        data="clips",
+        learns="discriminator",
+    ),
     "ddpm": Case(
         name="ddpm",
         options={"channels": 8, "multipliers": (1,), "attention": (8,), "blocks": 1, "warmup": 5},
@@ -439,6 +460,14 @@ CASES = {
             learns="train",
         )
         for name in ("edm", "flow-matching", "score-sde")
+    },
+    **{
+        f"{name}, {task}": Case(
+            name=name,
+            options={"task": task, "channels": 8, "multipliers": (1,), "attention": (8,)},
+            learns="train",
+        )
+        for name, task in (("ddpm", "upscale-2"), ("flow-matching", "inpaint"))
     },
     "latent-diffusion": Case(
         name="latent-diffusion",
@@ -484,6 +513,21 @@ CASES = {
         )
         for name in ("ddpm", "edm", "flow-matching", "score-sde", "consistency")
     },
+    **{
+        f"{name}, audio": Case(
+            name=name,
+            options={
+                "channels": 8,
+                "multipliers": (1, 2),
+                "attention": (7,),
+                "fold": 4,
+                "learning_rate": 1e-2,
+            },
+            data="tones",
+            learns="train",
+        )
+        for name in ("ddpm", "flow-matching")
+    },
     "transformer": Case(
         name="transformer",
         options={"layers": 2, "width": 16, "heads": 2, "batch_size": 16},
@@ -514,6 +558,7 @@ NATIVE = {
     "image": Grid(channels=1, size=(8, 8), levels=17),
     "vector": Vector(features=2),
     "audio": Grid(channels=1, size=(64,), domain="real"),
+    "video": Grid(channels=1, size=(4, 8, 8)),
     "text": Tokens(vocabulary=50, length=0, stream=True),
 }
 SIZES = [
@@ -558,11 +603,32 @@ def tones(folder: Path) -> Path:
     return folder
 
 
+def clips(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for k in range(40):
+        frames = rng.integers(0, 40, (6, 8, 8, 1)).astype(np.uint8)
+        for t, frame in enumerate(frames):
+            place = (k + t) % 7
+            (frame if k % 2 else frame.swapaxes(0, 1))[place : place + 2, 2:6] += 200
+        path = folder / ("down" if k % 2 else "right") / f"{k}.gif"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(make_gif(pictures_of(frames), 10))
+    return folder
+
+
+MADE: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
+    "moons": (moons, {"label": "moon"}),
+    "tones": (tones, {"length": 50}),
+    "clips": (clips, {"frames": 4}),
+}
+"""Data sets made for these tests: how, and how they are read."""
+
+
 @cache
 def data_of(case_data: str):
     options = {"source": case_data}
-    if case_data in ("moons", "tones"):
-        make, own = (moons, {"label": "moon"}) if case_data == "moons" else (tones, {"length": 50})
+    if case_data in MADE:
+        make, own = MADE[case_data]
         with tempfile.TemporaryDirectory() as folder:
             path = str(make(Path(folder)))
             return open_data(path, configs.from_dict(verb.DataConfig, own))
@@ -606,7 +672,7 @@ def trained(case: Case) -> Engine:
 
 def held_out(engine: Engine, rows: int = 6) -> tuple[torch.Tensor, torch.Tensor | None]:
     x, y, _ = next(engine.loader(engine.stages[0], "validation").in_order(rows))
-    return x, y if engine.model.condition is not None else None
+    return x, engine.model.condition_on(x, y, Draws(("held out",), total=len(x)))
 
 
 def fixed_loss(engine: Engine, phase: Any) -> float:

@@ -9,7 +9,7 @@ from poiesis import config as configs
 from poiesis.data import open_data
 from poiesis.data.config import DataConfig
 from poiesis.errors import CapabilityError, ConfigError, DataError, SpecError
-from poiesis.models.gans.adversarial import _telling
+from poiesis.models.gans.adversarial import telling
 from poiesis.models.trained import build, load, sample
 from poiesis.registry import model_class
 from poiesis.spec import Attributes, from_json, to_json
@@ -113,7 +113,7 @@ def test_an_auxiliary_classifier_tells_each_attribute():
     label = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     share = logits.sigmoid()
     expected = -(label * share.log() + (1 - label) * (1 - share).log()).sum(1)
-    torch.testing.assert_close(_telling(logits, label), expected)
+    torch.testing.assert_close(telling(logits, label), expected)
 
 
 def test_models_of_classes_refuse_them(table):

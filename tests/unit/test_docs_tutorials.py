@@ -37,6 +37,7 @@ from poiesis.cli import (
     reproduce,
     sample,
     train,
+    translate,
 )
 from poiesis.cli import inspect as inspect_verb
 from poiesis.cli import report as report_verb
@@ -149,6 +150,8 @@ def accepted(args: list[str]) -> tuple[list[Any], dict[str, str]]:
         "detect": detect.DetectArgs,
         "edit": edit.EditArgs,
         "inpaint": edit.InpaintArgs,
+        "translate": translate.TranslateArgs,
+        "upscale": translate.UpscaleArgs,
         "compress": compress.CompressArgs,
         "decompress": decompress.DecompressArgs,
     }

@@ -165,6 +165,9 @@ class Uniform:
     def __init__(self, symbols, dims):
         self.symbols, self.dims = symbols, dims
 
+    def condition_on(self, x, y, noise):
+        return None
+
     def log_prob(self, x, condition=None, *, samples=1, seed=0):
         nats = torch.full((len(x),), -self.dims * math.log(self.symbols), dtype=torch.float64)
         return LogProb(nats=nats, kind="exact", measure="discrete", dims=self.dims)

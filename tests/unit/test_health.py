@@ -397,10 +397,13 @@ def test_healthy_runs_raise_no_alarm(digits, tmp_path, name, seed):
     assert fit(name, digits, tmp_path, 1500, model=model, seed=seed) == {}
 
 
+GANS = ("gan", "cgan", "lsgan", "dcgan", "wgan", "wgan-gp", "sngan", "sagan", "biggan", "r3gan")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gan", "dcgan", "vae"])
+@pytest.mark.parametrize("name", ["vae", *GANS])
 def test_healthy_runs_on_mnist_raise_no_alarm(tmp_path, name):
-    steps = {"gan": 3000, "dcgan": 1200, "vae": 3000}[name]
+    steps = {"gan": 3000, "cgan": 3000, "lsgan": 3000, "vae": 3000}.get(name, 1200)
     assert fit(name, open_data("mnist"), tmp_path, steps) == {}
 
 

@@ -151,3 +151,30 @@ def test_classes_by_name_or_number():
     for bad in ("bird", "3", "-1"):
         with pytest.raises(SpecError, match="the classes are: cat, dog, 7"):
             classes.index(bad)
+
+
+def test_audio_is_padded_with_silence_and_cut_again():
+    native = Grid(channels=1, size=(50,), domain="real")
+    view = View(native, Grid(channels=1, size=(56,), domain="real"))
+    x = torch.randn(3, 1, 50)
+    padded = view.apply(x)
+    assert padded.shape == (3, 1, 56) and torch.equal(padded[..., 3:53], x)
+    assert not padded[..., :3].any() and not padded[..., 53:].any()
+    assert torch.equal(view.invert(padded), x)
+    for other in (
+        Grid(channels=1, size=(48,), domain="real"),
+        Grid(channels=2, size=(56,), domain="real"),
+        Grid(channels=1, size=(56,), domain="signed"),
+        Grid(channels=1, size=(56, 1), domain="real"),
+    ):
+        with pytest.raises(SpecError, match="can't be viewed as"):
+            View(native, other)
+
+
+def test_videos_are_padded_in_each_frame():
+    native = Grid(channels=1, size=(2, 3, 5), levels=256)
+    view = View(native, Grid(channels=1, size=(2, 4, 8), domain="signed"))
+    x = torch.randint(0, 256, (2, 1, 2, 3, 5), dtype=torch.uint8)
+    found = view.apply(x)
+    assert found.shape == (2, 1, 2, 4, 8) and float(found.amin()) >= -1
+    assert bool((found[:, :, :, 3] == -1).all()) and torch.equal(view.invert(found), x)

@@ -117,12 +117,12 @@ def test_class_names_are_sorted_as_numbers_where_they_are(tmp_path):
 
 
 def test_options_of_tables_are_for_tables():
-    with pytest.raises(ConfigError, match=r"data\.label is for a table; digits is images"):
+    with pytest.raises(ConfigError, match=r"data\.label is for a table and audio; digits"):
         open_data("digits", DataConfig(label="x"))
 
 
 def test_options_of_images_are_not_for_tables(table):
-    with pytest.raises(ConfigError, match=r"data\.resize is for images; things is a table"):
+    with pytest.raises(ConfigError, match=r"data\.resize is for images and video; things"):
         open_data(str(table), DataConfig(label="colour", resize=8))
 
 

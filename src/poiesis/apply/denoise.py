@@ -13,7 +13,7 @@ from torch import Tensor
 from poiesis.apply.inputs import Inputs, Progress, in_batches, open_inputs
 from poiesis.apply.recordings import cut, join, open_recordings
 from poiesis.config import check
-from poiesis.data.codecs import AudioCodec, ImageCodec, VectorCodec
+from poiesis.data.codecs import AudioCodec, ImageCodec, SpectrogramCodec, VectorCodec
 from poiesis.errors import CapabilityError, DataError, RunError
 from poiesis.metrics.fidelity import psnr, snr, ssim
 from poiesis.models.autoencoders.denoising_autoencoder import Spoiling, spoil
@@ -75,6 +75,11 @@ def denoise(
     trained = load(run, checkpoint=checkpoint, device=device)
     require(trained.model, "reconstruct")
     codec = trained.codec
+    if isinstance(codec, SpectrogramCodec):
+        raise CapabilityError(
+            "this run learned spectrograms, which don't hold all of a recording; denoise with a "
+            "model of its samples (--data.audio waveform)"
+        )
     if not isinstance(codec, AudioCodec | ImageCodec | VectorCodec):
         raise CapabilityError(
             f"this {trained.name} learned {trained.data_spec}, which has no noise"

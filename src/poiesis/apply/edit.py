@@ -19,10 +19,11 @@ from poiesis.files import read_bytes, read_image
 from poiesis.models.capabilities import require
 from poiesis.models.trained import Trained, load
 from poiesis.rng import Noise
+from poiesis.spec import Classes
 
-__all__ = ["REGIONS", "Edited", "edit", "inpaint"]
+__all__ = ["REGIONS", "SHOWN", "Edited", "edit", "inpaint", "opened", "write"]
 
-_SHOWN = 10
+SHOWN = 10
 """Pictures in before-after.png."""
 REGIONS: dict[str, tuple[float, float, float, float]] = {
     "left": (0, 0, 0.5, 1),
@@ -81,7 +82,8 @@ def edit(
     def work(model: Any, x: Tensor, noise: Noise, y: Tensor | None, chosen: Any) -> Tensor:
         return model.edit(x, noise, y, chosen, strength=strength)
 
-    trained, inputs = _opened(run, source, "edit", split, limit, checkpoint, device)
+    trained = opened(run, "edit", checkpoint, device)
+    inputs = open_inputs(trained, source, split=split, limit=limit)
     before, after = _each(
         trained,
         inputs,
@@ -95,10 +97,7 @@ def edit(
         "edited",
         progress,
     )
-    found = Edited(inputs, before, before, after, variants, [])
-    if out is not None:
-        found.paths.extend(_write(trained, found, Path(out)))
-    return found
+    return _done(trained, Edited(inputs, before, before, after, variants, []), out)
 
 
 def inpaint(
@@ -127,7 +126,8 @@ def inpaint(
     The rest as for `edit`. Raises CapabilityError for a model that can't inpaint.
     """
     check("resamples", resamples, low=1, high=1000)
-    trained, inputs = _opened(run, source, "inpaint", split, limit, checkpoint, device)
+    trained = opened(run, "inpaint", checkpoint, device)
+    inputs = open_inputs(trained, source, split=split, limit=limit)
     covered = _mask(trained, mask)
     # In the view, what pads the picture is known as well.
     seen = trained.view.apply((covered * (trained.data_spec.levels - 1)).to(torch.uint8)[None])
@@ -152,27 +152,27 @@ def inpaint(
     known = before.repeat_interleave(variants, 0)
     after = torch.where(covered.bool(), after, known)
     gray = torch.full_like(before, (trained.data_spec.levels - 1) // 2)
-    found = Edited(inputs, before, torch.where(covered.bool(), gray, before), after, variants, [])
+    shown = torch.where(covered.bool(), gray, before)
+    return _done(trained, Edited(inputs, before, shown, after, variants, []), out)
+
+
+def _done(trained: Trained, found: Edited, out: str | Path | None) -> Edited:
     if out is not None:
-        found.paths.extend(_write(trained, found, Path(out)))
+        above = [list(map(trained.codec.decode, found.shown[:SHOWN]))]
+        variants = found.variants
+        found.paths.extend(
+            write(trained, found.inputs, found.after, variants, above, [], Path(out))
+        )
     return found
 
 
-def _opened(
-    run: str | Path,
-    source: str,
-    capability: str,
-    split: str,
-    limit: int | None,
-    checkpoint: str,
-    device: str,
-) -> tuple[Trained, Inputs]:
+def opened(run: str | Path, capability: str, checkpoint: str, device: str) -> Trained:
+    """Open a run of pictures whose model has a capability; raises CapabilityError for others."""
     trained = load(run, checkpoint=checkpoint, device=device)
     require(trained.model, capability)
     if not isinstance(trained.codec, ImageCodec):
         raise CapabilityError(f"this {trained.name} learned {trained.data_spec}, no pictures")
-    inputs = open_inputs(trained, source, split=split, limit=limit)
-    return trained, inputs
+    return trained
 
 
 @torch.no_grad()
@@ -203,7 +203,7 @@ def _each(
         y = None
         if asked is not None:
             y = asked.to(model.device).repeat_interleave(len(x), 0)
-        elif model.condition is not None and inputs.labels is not None:
+        elif inputs.labels is not None and isinstance(model.condition, Classes):
             y = torch.tensor(inputs.labels[start:end], device=model.device)
             y = y.repeat_interleave(variants, 0)
         noise = Noise(seed, range(start * variants, end * variants), device=model.device)
@@ -238,26 +238,37 @@ def _mask(trained: Trained, mask: str | Path) -> Tensor:
     return covered
 
 
-def _write(trained: Trained, found: Edited, out: Path) -> list[Path]:
+def write(
+    trained: Trained,
+    inputs: Inputs,
+    after: Tensor,
+    variants: int,
+    above: list[list[Any]],
+    below: list[list[Any]],
+    out: Path,
+) -> list[Path]:
+    """Write native rows `after`, so many variants of each input, and a sheet before-after.png.
+
+    above, below: lines of raw pictures about the first results on the sheet, each of `SHOWN`, or
+    as many as there are inputs. Raises DataError for inputs of one name, RunError where it can't.
+    """
     codec = trained.codec
-    stems = [PurePosixPath(name).with_suffix("").as_posix() for name in found.inputs.names]
+    stems = [PurePosixPath(name).with_suffix("").as_posix() for name in inputs.names]
     if len(set(stems)) < len(stems):
-        raise DataError(f"{found.inputs.where}: two files differ in their ending alone; rename one")
-    several = found.variants > 1
+        raise DataError(f"{inputs.where}: two files differ in their ending alone; rename one")
+    several = variants > 1
     paths = [
         out / (f"{stem}-{variant + 1}{codec.suffix}" if several else f"{stem}{codec.suffix}")
         for stem in stems
-        for variant in range(found.variants)
+        for variant in range(variants)
     ]
-    columns = min(_SHOWN, len(found.before))
-    lines = [found.shown[:columns]]
-    lines += [found.after[i :: found.variants][:columns] for i in range(min(4, found.variants))]
-    sheet: Image.Image = codec.preview(
-        [codec.decode(row) for line in lines for row in line], columns
-    )
+    columns = min(SHOWN, len(inputs))
+    own = [after[i::variants][:columns] for i in range(min(4, variants))]
+    lines = [*above, *([codec.decode(row) for row in rows] for rows in own), *below]
+    sheet: Image.Image = codec.preview([raw for line in lines for raw in line], columns)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for row, path in zip(found.after, paths, strict=True):
+        for row, path in zip(after, paths, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             codec.write(codec.decode(row), path)
         sheet.save(out / "before-after.png")

@@ -18,6 +18,7 @@ from poiesis.config import check
 from poiesis.data import open_data
 from poiesis.data.codecs import AudioCodec, VectorCodec
 from poiesis.data.config import DataConfig
+from poiesis.data.dataset import Codec
 from poiesis.data.sources.audio import windows
 from poiesis.data.sources.images import Found, list_folder
 from poiesis.data.sources.tables import rows_of
@@ -25,7 +26,7 @@ from poiesis.errors import CapabilityError, DataError
 from poiesis.files import IMAGE_SUFFIXES, Zip, is_table, read_bytes, read_image, read_table
 from poiesis.models.capabilities import require
 from poiesis.models.trained import Trained
-from poiesis.spec import Captions, Classes, Grid
+from poiesis.spec import Captions, Classes, Grid, Picture
 
 __all__ = ["Inputs", "codes", "flat_code", "in_batches", "latent_parts", "open_inputs"]
 
@@ -44,6 +45,8 @@ class Inputs:
     fetch: Callable[[int, int], Tensor]
     classes: list[str] | None = None
     """Names of the rows' classes, where they are known; also of those that the run knows not."""
+    pictures: Callable[[int, int], Tensor] | None = None
+    """As `fetch`, of the pictures that go with the rows, where the data are pairs."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -57,6 +60,7 @@ def open_inputs(
     limit: int | None = None,
     all_classes: bool = False,
     exact: bool = False,
+    codec: Codec | None = None,
 ) -> Inputs:
     """Open what a user points at, in the format of the run.
 
@@ -66,7 +70,8 @@ def open_inputs(
     called as a class of the run gives its files that label. limit: the first so many, of a data
     set as many spread evenly. all_classes: of a data set also the classes that the run left out
     with data.classes; there are no labels then. exact: refuse pictures that the run's format would
-    change. Raises DataError for what is missing or has another format.
+    change. codec: reads pictures, where that is not the run's own. Raises DataError for what is
+    missing or has another format.
     """
     check("limit", limit, low=1)
     path = Path(source).expanduser()
@@ -75,12 +80,12 @@ def open_inputs(
             return _from_table(trained, trained.codec, path, limit)
         if isinstance(trained.codec, AudioCodec):
             return _from_recordings(trained.codec, path, limit)
-        if not isinstance(trained.data_spec, Grid):
+        if not isinstance(trained.data_spec, Grid) or len(trained.data_spec.size) != 2:
             raise CapabilityError(
                 f"this {trained.name} learned {trained.data_spec}; files are read for images only: "
                 "give the name of a data set of that kind"
             )
-        return _from_files(trained, path, limit, exact)
+        return _from_files(trained, path, limit, exact, codec or trained.codec)
     config = configs.from_dict(DataConfig, trained.config["data"], path="data.")
     # The run's choice of classes is one of its own data.
     own = source in ("", config.source) and not all_classes
@@ -105,6 +110,9 @@ def open_inputs(
         None if all_classes else labels,
         lambda start, end: rows.fetch(chosen[start:end])[0],
         [names[label] for label in labels] if labels and names else None,
+        (lambda start, end: rows.fetch(chosen[start:end])[1])
+        if isinstance(data.condition, Picture)
+        else None,
     )
 
 
@@ -133,11 +141,13 @@ def _from_recordings(codec: AudioCodec, path: Path, limit: int | None) -> Inputs
         for name, part in zip(found.names, parts, strict=True)
         for place in range(len(part))
     ]
-    rows = torch.cat([torch.from_numpy(part.copy()) for part in parts])[:, None]
+    rows = codec.native(torch.cat([torch.from_numpy(part.copy()) for part in parts])[:, None])
     return Inputs(str(path), names[:limit], None, lambda start, end: rows[start:end])
 
 
-def _from_files(trained: Trained, path: Path, limit: int | None, exact: bool) -> Inputs:
+def _from_files(
+    trained: Trained, path: Path, limit: int | None, exact: bool, codec: Codec
+) -> Inputs:
     if path.is_dir():
         found = list_folder(path)
     elif path.name.lower().endswith(".zip"):
@@ -157,10 +167,10 @@ def _from_files(trained: Trained, path: Path, limit: int | None, exact: bool) ->
         for name in names[start:end]:
             picture = read_image(found.read(name), f"{found.where}/{name}")
             try:
-                rows.append(trained.codec.encode(picture))
+                rows.append(codec.encode(picture))
             except DataError as error:
                 raise DataError(f"{found.where}/{name}: {error}") from None
-            if exact and not _alike(trained.codec.decode(rows[-1]), picture):
+            if exact and not _alike(codec.decode(rows[-1]), picture):
                 spec = trained.data_spec
                 raise DataError(
                     f"{found.where}/{name}: is {picture.width} x {picture.height} px, "
@@ -199,7 +209,7 @@ def in_batches(
     """Yield (start, end, rows in the model's view, their classes if the model wants them)."""
     model = trained.model
     # A caption may be left open.
-    condition = model.condition
+    condition = None if isinstance(model.condition, Picture) else model.condition
     if condition is not None and not isinstance(condition, Captions) and inputs.labels is None:
         raise DataError(
             f"{inputs.where}: this {trained.name} is conditional; lay the files out in folders "
@@ -209,7 +219,7 @@ def in_batches(
         end = min(len(inputs), start + batch_size)
         x = trained.view.apply(inputs.fetch(start, end)).to(model.device)
         y = None
-        if model.condition is not None and inputs.labels is not None:
+        if condition is not None and inputs.labels is not None:
             y = torch.tensor(inputs.labels[start:end], device=model.device)
         yield start, end, x, y
         if progress is not None:

@@ -51,7 +51,7 @@ def open_recordings(codec: AudioCodec, path: Path, limit: int | None = None) -> 
         signal = codec.signal(where, *parse_wav(found.read(name), where))
         if not len(signal):
             raise DataError(f"{where}: holds no samples; leave it out")
-        signals.append(codec.encode(signal))
+        signals.append(AudioCodec.encode(codec, signal))
     return Recordings(str(path), names, signals)
 
 

@@ -45,6 +45,8 @@ _ARGUMENTS = {
     "detect": "DetectArgs",
     "edit": "EditArgs",
     "inpaint": "InpaintArgs",
+    "translate": "TranslateArgs",
+    "upscale": "UpscaleArgs",
     "compress": "CompressArgs",
     "import": "ImportArgs",
     "export": "ExportArgs",

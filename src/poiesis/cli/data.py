@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -22,6 +23,7 @@ ALIASES = {"--skip-bad": "--data.skip-bad"}
 _EXAMPLES = (
     "poiesis data   (which named sets are here)",
     "poiesis data mnist --preview mnist.png",
+    "poiesis data weizmann64 --data.frames 16 --preview clips.gif",
     "poiesis data table.csv --data.label species --preview table.png",
     "poiesis data photos/ --data.resize 64 --data.skip-bad --json",
 )
@@ -34,7 +36,8 @@ class DataArgs:
     name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="DATA")] = None
     """Name or path of a data set; without it the named sets are listed."""
     preview: str | None = None
-    """Write a picture of the first training samples to this PNG file."""
+    """Write a picture of the first training samples to this PNG file; of video, strips of frames
+    of clips from all of the training part, or what moves if it is a .gif file."""
     json: bool = False
     """Print one JSON document."""
     data: Nested[DataConfig]
@@ -85,15 +88,13 @@ def _list(as_json: bool) -> int:
     for name, place in places.items():
         print(f"{name:{width}}  {place or 'not here'}")
     print(f"\nlooked in: {', '.join(map(str, roots()))} ($POIESIS_DATA comes first)")
-    print(
-        "Any folder or .zip of images, text, table of numbers or folder of WAV files can be named"
-    )
-    print("by its path; hf:OWNER/NAME too.")
+    print("Any folder or .zip of images or clips, text, table of numbers or folder of WAV files")
+    print("can be named by its path; hf:OWNER/NAME too.")
     return 0
 
 
 def _describe(found: DataSet) -> dict[str, Any]:
-    from poiesis.spec import Captions, to_json
+    from poiesis.spec import Captions, Picture, to_json
 
     classes, captions = None, None
     if isinstance(found.condition, Captions):
@@ -102,7 +103,7 @@ def _describe(found: DataSet) -> dict[str, Any]:
             "length": found.condition.length,
             "examples": list(found.condition.examples),
         }
-    elif found.condition is not None:
+    elif found.condition is not None and not isinstance(found.condition, Picture):
         names = found.condition.names or tuple(map(str, range(found.condition.count)))
         classes = {part: _count(split, names) for part, split in found.splits.items()}
     return {
@@ -159,16 +160,28 @@ def _print(described: dict[str, Any]) -> None:
 def _write_preview(found: DataSet, path: str) -> None:
     import torch
 
-    from poiesis.spec import Tokens
+    from poiesis.data.codecs import VideoCodec
+    from poiesis.spec import Picture, Tokens
 
-    split = found.splits["train"]
+    split, columns = found.splits["train"], None
     if isinstance(found.spec, Tokens) and found.spec.stream:
         rows = [split.tokens[:2000].long()]
     else:
-        rows = list(split.fetch(torch.arange(min(found.codec.shown, len(split))))[0])
-    picture = found.codec.preview([found.codec.decode(row) for row in rows])
+        count = min(found.codec.shown, len(split))
+        # The first windows of video are of one clip.
+        moving = isinstance(found.codec, VideoCodec)
+        step = len(split) // count if moving else 1
+        x, y = split.fetch(torch.arange(count) * step)
+        rows = list(x)
+        if isinstance(found.condition, Picture) and y is not None:
+            # Each picture and what is to be made of it.
+            rows, columns = [row for pair in zip(y, x, strict=True) for row in pair], 8
+    raws = [found.codec.decode(row) for row in rows]
     try:
-        picture.save(path)
+        if isinstance(found.codec, VideoCodec) and path.lower().endswith(".gif"):
+            Path(path).write_bytes(found.codec.animate(raws))
+            return
+        found.codec.preview(raws, columns).save(path)
     except (ValueError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RunError(f"can't write the preview {path!r}: {reason}; name a .png file") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from poiesis.cli.output import print_json, progress, stdout_for_json
 from poiesis.cli.sampling import parse_with_sampling
 from poiesis.config import check
 
-__all__ = ["EditArgs", "InpaintArgs", "inpaint", "run"]
+__all__ = ["EditArgs", "InpaintArgs", "PictureArgs", "inpaint", "run", "tell", "work"]
 
 _EXAMPLES = (
     "poiesis edit runs/digits pictures/ --strength 0.4 -o edited",
@@ -26,7 +27,9 @@ _INPAINT = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Args:
+class PictureArgs:
+    """Options of all verbs that make pictures of pictures."""
+
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder, or a folder of runs: then its newest."""
     input: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="INPUT")] = None
@@ -35,10 +38,6 @@ class _Args:
     """Folder for the pictures, by the same names, and a sheet before-after.png."""
     variants: int = 1
     """How many of each picture."""
-    label: Annotated[str | None, tyro.conf.arg(name="class")] = None
-    """Class by name or number to make them of (default: their own, where it is known)."""
-    prompt: str | None = None
-    """Caption of what to make of them, for a model that learned captions."""
     seed: int = 0
     """Seed of the noise; a picture's depends on the seed and its place alone."""
     split: Literal["train", "validation", "test"] = "test"
@@ -64,6 +63,14 @@ class _Args:
         check("--seed", self.seed, low=0)
         check("--batch-size", self.batch_size, low=1)
         check("--threads", self.threads, low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Args(PictureArgs):
+    label: Annotated[str | None, tyro.conf.arg(name="class")] = None
+    """Class by name or number to make them of (default: their own, where it is known)."""
+    prompt: str | None = None
+    """Caption of what to make of them, for a model that learned captions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +112,9 @@ def run(args: list[str]) -> int:
         here="Make variants of pictures with {run}, a {name}.",
         examples=_EXAMPLES,
     )
-    return _work(parsed, chosen, "edit", strength=parsed.strength)
+    asked = {"label": parsed.label, "prompt": parsed.prompt}
+    found = work("edit", "edit", parsed, chosen, strength=parsed.strength, **asked)
+    return tell(parsed, found, len(found.after), "edited")
 
 
 def inpaint(args: list[str]) -> int:
@@ -120,24 +129,28 @@ def inpaint(args: list[str]) -> int:
         here="Fill in a part of pictures with {run}, a {name}.",
         examples=_INPAINT,
     )
-    return _work(parsed, chosen, "inpaint", mask=parsed.mask, resamples=parsed.resamples)
+    asked = {"label": parsed.label, "prompt": parsed.prompt}
+    own = {"mask": parsed.mask, "resamples": parsed.resamples}
+    found = work("edit", "inpaint", parsed, chosen, **own, **asked)
+    return tell(parsed, found, len(found.after), "filled in")
 
 
-def _work(parsed: Any, chosen: dict[str, Any], verb: str, **own: Any) -> int:
+def work(module: str, verb: str, parsed: Any, chosen: dict[str, Any], **own: Any) -> Any:
+    """Call a verb of poiesis.apply with the options that all of these have; return what it found.
+
+    chosen: sampling options. own: the verb's own options.
+    """
     import torch
 
-    from poiesis.apply import edit
-
+    apply = importlib.import_module(f"poiesis.apply.{module}")
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
     with stdout_for_json(parsed.json), progress(parsed.quiet) as advance:
-        found = getattr(edit, verb)(
+        return getattr(apply, verb)(
             parsed.run,
             parsed.input or "",
             out=parsed.out,
             variants=parsed.variants,
-            label=parsed.label,
-            prompt=parsed.prompt,
             options=chosen,
             seed=parsed.seed,
             split=parsed.split,
@@ -148,10 +161,17 @@ def _work(parsed: Any, chosen: dict[str, Any], verb: str, **own: Any) -> int:
             progress=advance,
             **own,
         )
+
+
+def tell(parsed: Any, found: Any, made: int, what: str, **numbers: float) -> int:
+    """Print how many pictures were made, where they are, and numbers of them."""
     if parsed.json:
-        print_json({"pictures": len(found.before), "made": len(found.after), "out": parsed.out})
+        counts = {"pictures": len(found.inputs), "made": made}
+        print_json({**counts, **numbers, "out": parsed.out})
         return 0
-    print(f"{len(found.after)} pictures of {len(found.before)} ({found.inputs.where})")
+    print(f"{made} pictures of {len(found.inputs)} ({found.inputs.where})")
+    for name, value in numbers.items():
+        print(f"  {name:12} {value:.4g}{' dB' if name.startswith('psnr') else ''}")
     if found.paths:
-        print(f"{'edited' if verb == 'edit' else 'filled in'}: {parsed.out}")
+        print(f"{what}: {parsed.out}")
     return 0

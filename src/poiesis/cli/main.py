@@ -32,6 +32,8 @@ VERBS: dict[str, str] = {
     "detect": "find what is unlike the data a model was trained on",
     "edit": "make variants of pictures",
     "inpaint": "fill in a part of pictures, leaving the rest as it is",
+    "translate": "make images of pictures: grey ones in colour, maps as photos",
+    "upscale": "make pictures larger",
     "latent": "explore a model's latent space: interpolate, walk, direction, map, traverse",
     "reduce": "encode data to a model's codes, as a table",
     "report": "write a run's self-contained HTML report",

@@ -56,6 +56,8 @@ class SampleArgs:
     """Write zip files (of a table: csv files) of so many samples with a manifest, and go on where
     an interrupted call stopped (default: single files up to 10,000 samples, then shards of
     10,000; of a table 1,000,000)."""
+    format: Literal["gif", "mp4"] | None = None
+    """What video is written as; mp4 needs ffmpeg (default: as the data came, or gif)."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
     threads: int | None = None
@@ -111,6 +113,7 @@ def run(args: list[str]) -> int:
             # A reader wants one text after the other, not all of them mixed.
             batch_size=1 if parsed.stream else parsed.batch_size,
             shard_size=parsed.shard_size,
+            format=parsed.format,
             device=parsed.device,
             progress=lambda count: advance("samples", count, n),
             **chosen,

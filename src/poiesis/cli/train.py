@@ -16,7 +16,7 @@ from poiesis import processes, registry
 from poiesis.cli.options import Nested, Option, given, options, parse, scan
 from poiesis.cli.output import human_bytes, human_time, print_json, stdout_for_json
 from poiesis.data.config import DataConfig
-from poiesis.errors import ConfigError, DataError, PoiesisError, suggest
+from poiesis.errors import ConfigError, DataError, PoiesisError, SpecError, suggest
 from poiesis.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -106,7 +106,12 @@ def run(args: list[str]) -> int:
     except DataError:
         if "--help" not in values:
             raise
-    base = _base(name, opened, data_config, values, stored)
+    try:
+        base = _base(name, opened, data_config, values, stored)
+    except SpecError:
+        if "--help" not in values:
+            raise
+        base = _base(name, None, data_config, values, stored)
     arguments = _arguments_class(type(base.model))
     verb = {k: v for k, v in (("preset", base.preset), ("seed", base.seed)) if k in stored}
     parsed = parse(
@@ -207,8 +212,11 @@ def _imagined(name: str) -> Any:
 
     from poiesis.spec import Grid, Tokens
 
-    if "image" in registry.entry(name).accepts:
+    accepts = registry.entry(name).accepts
+    if "image" in accepts:
         return SimpleNamespace(spec=Grid(channels=1, size=(28, 28)))
+    if "video" in accepts:
+        return SimpleNamespace(spec=Grid(channels=1, size=(16, 32, 32)))
     return SimpleNamespace(spec=Tokens(vocabulary=64, length=0, stream=True))
 
 
@@ -220,7 +228,9 @@ def _without_lengths(train: TrainConfig, values: Mapping[str, list[str]]) -> Tra
 
 
 def _examples(name: str) -> tuple[str, ...]:
-    data = "digits" if "image" in registry.entry(name).accepts else "book.txt"
+    usual = {"image": "digits", "video": "moving-digits"}
+    accepted = (usual[kind] for kind in usual if kind in registry.entry(name).accepts)
+    data = next(accepted, "book.txt")
     return (
         f"poiesis train {name} --data {data} --train.budget 5m --out runs/mine",
         f"poiesis train {name} --data {data} --dry-run",

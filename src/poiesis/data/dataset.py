@@ -1,7 +1,8 @@
 """What an opened data set is: its native spec, codec and splits.
 
 A split yields rows by position: `fetch(positions, epochs)` returns native tensors. Image rows are
-uint8 (b, c, h, w); token rows int64 (b, t); vectors float32 (b, d), audio float32 (b, 1, n).
+uint8 (b, c, h, w), video rows uint8 (b, c, t, h, w); token rows int64 (b, t); vectors float32
+(b, d), audio float32 (b, 1, n).
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ class Split(Protocol):
     ) -> tuple[Tensor, Tensor | None]:
         """Return (native rows, conditions or None) at positions (b,), int64.
 
-        Conditions are classes (b,) or captions (b, length), int64, or attributes (b, k), float32.
+        Conditions are classes (b,) or captions (b, length), int64, attributes (b, k), float32, or
+        pictures (b, c, h, w), uint8.
 
         epochs (b,): which pass over the data each row belongs to, where rows differ by pass.
         """

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from poiesis.data.dataset import Split, TextSplit, WindowSplit
-from poiesis.data.views import View
+from poiesis.data.views import View, is_picture
 from poiesis.errors import DataError
 from poiesis.rng import Draws, generator
 from poiesis.spec import Spec
@@ -22,7 +22,7 @@ from poiesis.spec import Spec
 __all__ = ["Loader", "Rows", "positions"]
 
 Rows = tuple[Tensor, Tensor | None, Tensor]
-"""(rows in the view, conditions as of `Split.fetch` or None, positions)."""
+"""(rows in the view, conditions as of `View.condition` or None, positions)."""
 Key = tuple[int, int, int]
 
 
@@ -100,9 +100,14 @@ class Loader:
         if self.augment:
             from poiesis.data.augment import augment
 
-            x = augment(self.augment, x, draws)
+            if y is None or not is_picture(y):
+                x = augment(self.augment, x, draws)
+            else:
+                # A pair is one picture: both change alike.
+                both = augment(self.augment, torch.cat([x, y], 1), draws)
+                x, y = both.split([x.shape[1], y.shape[1]], 1)
         x = self.view.apply(x, draws.rand)
-        return self._move(x), None if y is None else self._move(y), where
+        return self._move(x), self._condition(y), where
 
     def in_order(self, limit: int | None = None) -> Iterator[Rows]:
         """Yield batches of all rows in order, each once, unaugmented; at most `limit` rows.
@@ -115,7 +120,11 @@ class Loader:
             rows = torch.linspace(0, n - 1, limit).round().long()
         for where in rows.split(self.batch_size):
             x, y = self.split.fetch(where)
-            yield self._move(self.view.apply(x)), None if y is None else self._move(y), where
+            yield self._move(self.view.apply(x)), self._condition(y), where
+
+    def _condition(self, y: Tensor | None) -> Tensor | None:
+        y = self.view.condition(y)
+        return None if y is None else self._move(y)
 
     def _move(self, x: Tensor) -> Tensor:
         return x.to(self.device, non_blocking=True)

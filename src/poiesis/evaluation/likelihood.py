@@ -16,6 +16,7 @@ from poiesis.data.loader import Loader
 from poiesis.evaluation.passport import Number, Passport
 from poiesis.metrics import Estimate, mean_estimate
 from poiesis.models.capabilities import LogProb
+from poiesis.rng import Noise
 from poiesis.spec import Spec
 
 __all__ = ["evaluate_likelihood"]
@@ -48,7 +49,8 @@ def evaluate_likelihood(
         if number % processes.size() != processes.rank():
             continue
         with torch.no_grad():
-            known = condition if model.condition is not None else None
+            noise = Noise(seed + number, range(len(x)), device=model.device)
+            known = model.condition_on(x, condition, noise)
             found = model.log_prob(x, known, seed=seed + number, **options)
         error = None if found.error is None else found.error.cpu()
         lengths = [len(data.codec.decode(row[1:].cpu())) for row in x] if is_text else []

@@ -1,7 +1,8 @@
 """Judging a run: which numbers, on which samples, against which real data.
 
 Images: FID, KID, Inception Score, precision, recall, density and coverage of generated against
-real ones. Vectors and audio: Fréchet distance, precision, recall, density and coverage; of toys
+real ones. Video: FID of single frames and of what changes between frames, precision and the like of
+clips. Vectors and audio: Fréchet distance, precision, recall, density and coverage; of toys
 how they lie about the true modes or curves, too. Text: repetition and novelty. Models with a
 likelihood: nats and bits per dimension or character on held-out data. All: sampling speed. Every
 number has a passport.
@@ -26,19 +27,26 @@ from poiesis.data.dataset import DataSet, TextSplit
 from poiesis.data.sources.planes import toy_of
 from poiesis.data.sources.shapes import SIDE
 from poiesis.errors import ConfigError, DataError, RunError, suggest
-from poiesis.evaluation.images import default_extractor, draw_reference, evaluate_images
+from poiesis.evaluation.images import (
+    default_extractor,
+    draw_reference,
+    evaluate_images,
+    evaluate_pairs,
+)
 from poiesis.evaluation.likelihood import evaluate_likelihood
 from poiesis.evaluation.passport import Number, Passport
 from poiesis.evaluation.toys import evaluate_toy
 from poiesis.evaluation.values import evaluate_values
+from poiesis.evaluation.videos import evaluate_videos
 from poiesis.metrics.extractors import get_extractor
 from poiesis.metrics.shapes import caption_agreement
 from poiesis.metrics.text import novelty, repetition
 from poiesis.models import trained as trained_models
 from poiesis.models.capabilities import of
 from poiesis.models.trained import Trained
+from poiesis.rng import Noise
 from poiesis.runs import Run
-from poiesis.spec import Captions, Grid
+from poiesis.spec import Captions, Grid, Picture
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,6 +56,8 @@ __all__ = ["Evaluation", "EvaluationConfig", "evaluate", "load_evaluation"]
 FILE = "evaluation.json"
 """Name of the saved evaluation in a run folder."""
 _MOST_IMAGES = 5000
+_MOST_PAIRS = 1000
+"""The same for images made from pictures: all of those are in memory at once."""
 _TEXTS = 32
 _ENOUGH_TEST = 1000
 """A test split below this is too small for distances between distributions."""
@@ -208,9 +218,10 @@ def _judge_images(
     else:
         extractor = get_extractor(config.extractor, levels=spec.levels)
     extractor.to(trained.model.device)
-    generated, real, split, speed, texts = _two_sets(trained, data, config, progress)
+    generated, real, split, speed, told = _two_sets(trained, data, config, progress)
     report = _counter(progress, "features", len(real) + len(generated))
-    numbers = evaluate_images(
+    judge = evaluate_videos if len(spec.size) == 3 else evaluate_images
+    numbers = judge(
         generated,
         real,
         extractor,
@@ -221,7 +232,18 @@ def _judge_images(
         seed=config.seed,
         progress=report,
     )
-    if texts is not None and data.name == "shapes" and spec.shape == (3, SIDE, SIDE):
+    if isinstance(told, Tensor):
+        model: Any = trained.model
+        numbers += evaluate_pairs(
+            generated,
+            trained.view.invert(model.task.plain(told).cpu()),
+            real,
+            data,
+            split=split,
+            plainly=model.task.plainly,
+            seed=config.seed,
+        )
+    if isinstance(told, list) and data.name == "shapes" and spec.shape == (3, SIDE, SIDE):
         about = Passport(
             data=data.name,
             variant=data.variant,
@@ -230,24 +252,30 @@ def _judge_images(
             n_generated=len(generated),
             seed=config.seed,
         )
-        found = caption_agreement(generated, texts)
+        found = caption_agreement(generated, told)
         numbers.append(Number.of("caption_agreement", found, about, higher_is_better=True))
     return [*numbers, speed]
 
 
 def _two_sets(
     trained: Trained, data: DataSet, config: EvaluationConfig, progress: Progress | None
-) -> tuple[Tensor, Tensor, str, Number, list[str] | None]:
+) -> tuple[Tensor, Tensor, str, Number, list[str] | Tensor | None]:
     """Return as many generated as real native rows, the split of these, and the sampling speed.
 
-    Where the model learned captions, it draws those of the real rows; they come last.
+    Where the model learned captions, it draws those of the real rows; they come last. So do the
+    conditions (n, …) of the real rows where it learned to make images from pictures.
     """
-    split = _reference_split(data, config)
+    captions, told = trained.model.condition, None
+    by_picture = isinstance(captions, Picture)
+    split = _reference_split(data, config, held_out=by_picture)
     rows = data.splits[split]
-    n = config.samples or min(_MOST_IMAGES, len(rows))
+    n = config.samples or min(_MOST_PAIRS if by_picture else _MOST_IMAGES, len(rows))
     real, condition = rows.fetch(draw_reference(torch.arange(len(rows)), n, config.seed))
-    captions, texts = trained.model.condition, None
-    if isinstance(captions, Captions):
+    if by_picture:
+        n = len(real)  # each has a target of its own
+        x, y = trained.view.apply(real), trained.view.condition(condition)
+        told = condition = trained.model.condition_on(x, y, Noise(config.seed, range(n)))
+    elif isinstance(captions, Captions):
         if captions != data.condition:
             raise DataError(
                 f"the captions of {data.name} are not those that {str(trained.run.path)!r} "
@@ -255,11 +283,11 @@ def _two_sets(
             )
         assert condition is not None
         condition = condition[torch.arange(n) % len(condition)]
-        texts = [captions.text(tokens) for tokens in condition.tolist()]
+        told = [captions.text(tokens) for tokens in condition.tolist()]
     else:
         condition = None  # each class in turn
     generated, speed = _timed_samples(trained, data, n, config, progress, condition)
-    return generated, real, split, speed, texts
+    return generated, real, split, speed, told
 
 
 def _judge_values(
@@ -294,7 +322,10 @@ def _counter(progress: Progress | None, what: str, total: int) -> Callable[[int]
     return lambda count: progress(what, count, total)
 
 
-def _reference_split(data: DataSet, config: EvaluationConfig) -> str:
+def _reference_split(data: DataSet, config: EvaluationConfig, *, held_out: bool = False) -> str:
+    """Return the split to compare with; held_out: never the one that was learned from."""
+    if config.split == "auto" and held_out:
+        return next(split for split in ("test", "validation", "train") if split in data.splits)
     if config.split == "auto":
         enough = "test" in data.splits and len(data.splits["test"]) >= _ENOUGH_TEST
         return "test" if enough else "train"

@@ -11,23 +11,43 @@ from poiesis.files._images import IMAGE_SUFFIXES, MAX_PIXELS, image_header, read
 from poiesis.files._pickles import unpickle
 from poiesis.files._plain import decode_text, open_stream, read_bytes, read_json, read_text
 from poiesis.files._tables import TABLE_SUFFIXES, Table, is_table, read_table
+from poiesis.files._videos import (
+    ANIMATION_SUFFIXES,
+    FILM_SUFFIXES,
+    USUAL_RATE,
+    check_ffmpeg,
+    is_animation,
+    make_gif,
+    make_mp4,
+    pictures_of,
+    read_clip,
+)
 from poiesis.files._waves import WAVE_SUFFIXES, make_wav, parse_wav
 
 __all__ = [
+    "ANIMATION_SUFFIXES",
+    "FILM_SUFFIXES",
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
     "TABLE_SUFFIXES",
+    "USUAL_RATE",
     "WAVE_SUFFIXES",
     "Table",
     "Zip",
+    "check_ffmpeg",
     "decode_text",
     "image_header",
+    "is_animation",
     "is_table",
+    "make_gif",
+    "make_mp4",
     "make_wav",
     "open_stream",
     "parse_npy",
     "parse_wav",
+    "pictures_of",
     "read_bytes",
+    "read_clip",
     "read_idx",
     "read_image",
     "read_json",

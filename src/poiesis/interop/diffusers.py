@@ -315,7 +315,8 @@ def write(trained: Trained) -> tuple[dict[str, bytes], list[str]]:
     from safetensors.torch import save
 
     model = trained.model
-    if not isinstance(model, DDPM) or not isinstance(model.spec, Grid):
+    spec = getattr(model, "spec", None)
+    if not isinstance(model, DDPM) or not isinstance(spec, Grid) or len(spec.size) != 2:
         raise CapabilityError(
             f"a diffusers folder holds a ddpm of images; this is a {trained.name} of "
             f"{trained.data_spec}"
@@ -330,6 +331,11 @@ def write(trained: Trained) -> tuple[dict[str, bytes], list[str]]:
         raise CapabilityError(
             "only a ddpm whose variance is fixed can be written as a diffusers folder; this one's "
             "is learned"
+        )
+    if config.fold != 1:
+        raise CapabilityError(
+            f"a diffusers folder holds networks of unfolded pixels; this one has fold = "
+            f"{config.fold}"
         )
     if config.multipliers[0] != 1:
         raise CapabilityError(
@@ -349,11 +355,10 @@ def write(trained: Trained) -> tuple[dict[str, bytes], list[str]]:
             f"{model.condition.count - 1}, {model.condition.count} is no class; DDPMPipeline "
             "itself gives none: call unet(x, t, class_labels)"
         )
-    if tuple(trained.data_spec.size) != model.spec.size:
+    if tuple(trained.data_spec.size) != spec.size:
         height, width = trained.data_spec.size
         remarks.append(
-            f"images are {model.spec.size[0]} x {model.spec.size[1]} there: {height} x {width} "
-            "with a border"
+            f"images are {spec.size[0]} x {spec.size[1]} there: {height} x {width} with a border"
         )
     index = {
         "_class_name": "DDPMPipeline",
@@ -381,7 +386,9 @@ def _network(model: DDPM) -> dict[str, Any]:
     middle = unet.middle_groups
     if middle is None and unet.scale_shift:  # where null would leave the normalisation out
         middle = config.groups
-    attention = [bool(level.attentions) for level in model.unet.down_blocks]
+    attention = [
+        bool(level.attentions) for level in model.unet.get_submodule("down_blocks").children()
+    ]
     height, width = spec.size
     return {
         "_class_name": "UNet2DModel",

@@ -14,9 +14,11 @@ from torch.nn import functional as F
 from poiesis.errors import DataError
 from poiesis.metrics.estimate import Estimate, mean_estimate
 
-__all__ = ["psnr", "snr", "ssim"]
+__all__ = ["SMALLEST", "psnr", "snr", "ssim"]
 
 _WINDOW, _SIGMA, _K1, _K2 = 11, 1.5, 0.01, 0.03
+SMALLEST = _WINDOW
+"""Pixels of a side that SSIM needs."""
 
 
 def psnr(found: Tensor, wanted: Tensor, *, peak: float = 255.0) -> Estimate:

@@ -51,8 +51,8 @@ def preset(function: F) -> F:
 class Batch:
     """What a loss sees: data in the model's view, conditions, and keyed noise.
 
-    x: shape (b, *view.shape), None in a phase without data. condition: int64 (b,), attributes
-    float (b, k), captions int64 (b, length), or None.
+    x: shape (b, *view.shape), None in a phase without data. condition: as `condition_on` returned
+    it, int64 (b,), attributes float (b, k), captions int64 (b, length), pictures, or None.
     index: int64 (b,), positions in the data set. draws: the noise source of this phase and step.
     """
 
@@ -176,12 +176,14 @@ class GenerativeModel(nn.Module):
 
     reads_captions: ClassVar[bool] = False
     """Instead of classes, a condition may be captions, int64 (b, length)."""
+    reads_pictures: ClassVar[bool] = False
+    """Instead of classes, a condition may be pictures, as `View.condition` gives them."""
 
     config: Any
     spec: Any
     condition: Any
-    """The spec of the condition: `Classes`, `Attributes` (if it mixes classes), `Captions` (if it
-    reads them) or None."""
+    """The spec of the condition: `Classes`, `Attributes` (if it mixes classes), `Captions` or
+    `Picture` (if it reads them) or None."""
     progress: float = 0.0
     """Share of the stage's steps that are done, for what follows a schedule: the engine sets it."""
 
@@ -237,6 +239,12 @@ class GenerativeModel(nn.Module):
 
     def after_step(self, phase: Phase, step: int) -> None:
         """Do what follows an optimizer step: codebook averages, weight clipping."""
+
+    def keep_examples(self, held_out: Callable[[int], tuple[Tensor, Tensor | None]]) -> None:
+        """Keep some held-out rows, to have something to sample from; called once, before training.
+
+        held_out(n): at most n rows in the view and their conditions.
+        """
 
     def settle(self, batches: Callable[[int], Iterator[Batch]]) -> None:
         """Bring buffers that follow from all the data and the weights up to date.
@@ -302,6 +310,16 @@ class GenerativeModel(nn.Module):
     def networks(self) -> dict[str, nn.Module]:
         """Return the top-level networks by name."""
         return dict(self.named_children())
+
+    def condition_on(
+        self, x: Tensor, y: Tensor | None, noise: Draws | Noise, *, training: bool = False
+    ) -> Tensor | None:
+        """Return the conditions of rows x in the view, as losses and `sample` take them.
+
+        y: what the data say of the rows, None for nothing. A model may make conditions of x itself,
+        with noise where that is random; training: with what makes learning from them robust.
+        """
+        return y if self.condition is not None else None
 
     def default_condition(self, first: int, n: int) -> Tensor | None:
         """Return conditions for samples first…first+n-1; None if unconditional.

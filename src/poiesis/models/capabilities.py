@@ -16,6 +16,7 @@ from torch import Tensor
 
 from poiesis.errors import CapabilityError
 from poiesis.rng import Noise
+from poiesis.spec import Grid
 
 __all__ = [
     "CAPABILITIES",
@@ -33,6 +34,7 @@ __all__ = [
     "LogProb",
     "LogProbability",
     "Reconstruct",
+    "Translate",
     "of",
     "require",
 ]
@@ -206,6 +208,28 @@ class Inpaint(Protocol):
 
 
 @runtime_checkable
+class Translate(Protocol):
+    """Pictures of one kind made into images of another: smaller, grey, of another domain."""
+
+    @property
+    def source(self) -> Grid | None:
+        """The view of the pictures that it takes; None where it did not learn to: then it can't."""
+        ...
+
+    def given(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return the pictures (b, *source.shape) of images x, of which the data say y."""
+        ...
+
+    def translate(self, x: Tensor, noise: Noise, options: Any = None) -> Tensor:
+        """Return images (b, *spec.shape) of pictures x (b, *source.shape)."""
+        ...
+
+    def plain(self, x: Tensor) -> Tensor:
+        """Return what one would make of pictures x without a model, of the images' shape."""
+        ...
+
+
+@runtime_checkable
 class Discriminate(Protocol):
     """How real data looks to a discriminator or critic."""
 
@@ -225,6 +249,7 @@ CAPABILITIES: dict[str, type] = {
     "denoiser": Denoiser,
     "edit": Edit,
     "inpaint": Inpaint,
+    "translate": Translate,
     "discriminate": Discriminate,
 }
 

@@ -17,12 +17,15 @@ from torch import Tensor
 from poiesis.data.codecs import VectorCodec
 from poiesis.data.codecs.plane import Field
 from poiesis.data.dataset import Split
+from poiesis.data.views import View
 from poiesis.models.base import GenerativeModel
 from poiesis.models.capabilities import of
-from poiesis.spec import Attributes
+from poiesis.spec import Attributes, Picture
 
 __all__ = ["plane_fields", "show"]
 
+_COLUMNS = 8
+"""Samples in a row where each has its picture above and the real image below."""
 _BEHIND = 2048
 _ROWS = 4096
 _TERMS = 16
@@ -37,8 +40,11 @@ def show(
     """Return a picture of raw samples; of vectors over rows of `data`, where they are given.
 
     Of vectors of two features with a map of what the model can say of each place: how real it
-    looks to a discriminator, how likely it is.
+    looks to a discriminator, how likely it is. Images made from pictures stand between these and
+    the real images.
     """
+    if isinstance(getattr(model, "condition", None), Picture):
+        return _beside(model, codec, raws)
     if not isinstance(codec, VectorCodec):
         return codec.preview(raws)
     behind = None
@@ -47,6 +53,23 @@ def show(
         behind = list(codec.decode(data.fetch(rows)[0]))
     fields = plane_fields(model, codec) if len(codec.columns) == 2 else []
     return codec.preview(raws, behind=behind, fields=fields)
+
+
+def _beside(model: Any, codec: Any, raws: Sequence[Image.Image]) -> Image.Image:
+    """Return samples of the kept examples in turn: rows of pictures, samples, real images."""
+    images, conditions = model.examples()
+    view = View(codec.spec, model.spec)
+    pictures, real = (
+        [codec.decode(row) for row in view.invert(rows.cpu())]
+        for rows in (model.task.picture(conditions), images)
+    )
+    tiles = []
+    for start in range(0, len(raws), _COLUMNS):
+        places = range(start, min(start + _COLUMNS, len(raws)))
+        tiles += [pictures[place % len(pictures)] for place in places]
+        tiles += [raws[place] for place in places]
+        tiles += [real[place % len(real)] for place in places]
+    return codec.preview(tiles, min(_COLUMNS, len(raws)))
 
 
 def plane_fields(model: GenerativeModel, codec: VectorCodec) -> list[Field]:

@@ -6,6 +6,7 @@ data of the user's format (pictures, texts), and as files with their recipe insi
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from poiesis import config as configs
 from poiesis import processes, registry
 from poiesis.data import open_data
-from poiesis.data.codecs import codec_from_json
+from poiesis.data.codecs import VideoCodec, codec_from_json
 from poiesis.data.config import DataConfig
 from poiesis.data.dataset import Codec, DataSet, TableCodec
 from poiesis.data.views import View
@@ -28,7 +29,7 @@ from poiesis.models.pictures import show
 from poiesis.rng import Noise
 from poiesis.runs import Run
 from poiesis.sampling.streaming import StopStrings, TextStream
-from poiesis.spec import Attributes, Captions, Condition, Tokens, from_json
+from poiesis.spec import Attributes, Captions, Condition, Picture, Tokens, from_json
 
 __all__ = ["Trained", "build", "load", "load_exact", "pick_device", "reproduce", "sample"]
 
@@ -70,6 +71,11 @@ def build(
             f"{cls.__name__} learns by class, not by caption; use --model.conditional false, or a "
             "model that reads captions, e.g. flow-matching"
         )
+    if isinstance(use, Picture) and not cls.reads_pictures:
+        raise ConfigError(
+            f"{cls.__name__} does not learn from pictures; use a diffusion model, or leave "
+            "--data.pairs out"
+        )
     names = cls.parts(config)
     if not names:
         return _laid_out(cls(config, cls.view(config, spec), use).to(device))
@@ -83,7 +89,14 @@ def build(
 def _laid_out(model: GenerativeModel) -> GenerativeModel:
     """Put channels last in memory where convolutions in bf16 need it for their full speed."""
     if hardware_bf16(model.device) or model.device.type == "cuda":
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if any(weight.dim() == 5 for weight in model.parameters()):
+            # Torch has another name for it in three dimensions, and takes one for all weights.
+            formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+            for weight in model.parameters():
+                if weight.dim() in formats:
+                    weight.data = weight.data.contiguous(memory_format=formats[weight.dim()])
+        else:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 
@@ -141,12 +154,29 @@ class Trained:
             return torch.tensor(self.model.condition.values(str(label))).expand(n, -1)
         return torch.full((n,), self.class_number(label))
 
+    def write_as(self, format: str | None) -> None:
+        """Write video as gif or mp4; None keeps the run's own format, that of its data.
+
+        Raises ConfigError for other kinds of data, DataError where ffmpeg is missing.
+        """
+        if isinstance(self.codec, VideoCodec):
+            self.codec = dataclasses.replace(self.codec, format=format or self.codec.format)
+            self.codec.check_format()
+        elif format is not None:
+            known = f"this {self.name} writes {self.codec.suffix}"
+            raise ConfigError(f"format = {format!r} is for video; {known}: leave it out")
+
     def class_number(self, name: str | int) -> int:
         """Return a class's number by name; raises CapabilityError if the model has none."""
         if isinstance(self.model.condition, Captions):
             raise CapabilityError(
                 f"this {self.name} learned captions, no classes; say what to show with a prompt, "
                 f"e.g. {self.model.condition.examples[0]!r}"
+            )
+        if isinstance(self.model.condition, Picture):
+            raise CapabilityError(
+                f"this {self.name} learned images given pictures, no classes; give it pictures "
+                "with poiesis translate or upscale"
             )
         if self.model.condition is None:
             raise CapabilityError(
@@ -191,8 +221,8 @@ class Trained:
         first: int = 0,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Return n samples as native tensors: uint8 levels (n, c, h, w), int64 tokens (n, t) or
-        float32 vectors (n, d) and audio (n, 1, t).
+        """Return n samples as native tensors: uint8 levels (n, c, h, w), of video (n, c, t, h, w),
+        int64 tokens (n, t) or float32 vectors (n, d) and audio (n, 1, t).
 
         label: a class (or attributes), prompt: a caption for all; condition: one for each sample.
         """
@@ -223,7 +253,8 @@ class Trained:
         progress: Progress | None = None,
         **options: Any,
     ) -> list[Any]:
-        """Return n raw samples: pictures (PIL), texts, rows of numbers or int16 sound (NumPy).
+        """Return n raw samples: pictures (PIL), texts; NumPy rows of numbers, int16 sound, uint8
+        frames (t, h, w, c).
 
         Sample i depends on (seed, first + i) alone. label: a class by name or number. prompt: a
         caption of what to show, for a model that learned captions. prompt, stop,
@@ -302,7 +333,7 @@ class Trained:
     ) -> list[str] | None:
         """Return the classes, attributes or captions of the first n samples; None without any."""
         condition = self.model.condition
-        if condition is None:
+        if condition is None or isinstance(condition, Picture):
             return None
         if prompt is not None:
             return [prompt] * n
@@ -400,12 +431,14 @@ def sample(
     on_text: Callable[[int, str], None] | None = None,
     batch_size: int = 64,
     shard_size: int | None = None,
+    format: Literal["gif", "mp4"] | None = None,
     device: str = "auto",
     progress: Progress | None = None,
     **options: Any,
 ) -> list[Path]:
     """Draw n samples and write each to a file in `out`, its recipe inside; returns the paths.
 
+    format: of video, default that of the data the run learned from.
     out: default the run's folder samples/seed-<seed>. All but texts also get an overview, grid.png.
     Rows of a table come as one file, samples.csv, or the .csv that `out` names. Everything is drawn
     before the first file is written. More than 10,000 samples (rows: 1,000,000), or any number
@@ -418,8 +451,11 @@ def sample(
     processes.join()
     configs.check("shard_size", shard_size, low=1)
     trained = load(run, checkpoint=checkpoint, weights=weights, device=device)
+    trained.write_as(format)
     folder = Path(out) if out is not None else trained.run.path / "samples" / f"seed-{seed}"
     how = {"seed": seed, "label": label, "prompt": prompt, "stop": list(stop), "weights": weights}
+    if format is not None:
+        how["format"] = format
     codec = trained.codec
     table = isinstance(codec, TableCodec)
     most = bulk.TABLE_SHARD_SIZE if table else bulk.SHARD_SIZE

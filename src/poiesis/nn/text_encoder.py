@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from poiesis.nn.attention import attend
+
 __all__ = ["Text", "TextEncoder"]
 
 
@@ -72,6 +74,6 @@ class _Block(nn.Module):
     def forward(self, x_btw: Tensor, mask_bt: Tensor) -> Tensor:
         qkv = self.qkv(self.norm1(x_btw)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # b h t e
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_bt[:, None, None])
+        seen = attend(q, k, v, mask_bt[:, None, None])
         x_btw = x_btw + self.project(seen.transpose(1, 2).flatten(2))
         return x_btw + self.down(F.gelu(self.up(self.norm2(x_btw))))

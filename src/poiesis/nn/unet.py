@@ -3,7 +3,8 @@
 Residual blocks of group normalisation, SiLU and 3x3 convolutions over several resolutions, with
 self-attention at chosen ones and in the middle; the noise level enters every block. Modules are
 named after the `UNet2DModel` layout of published weights, so that a file of those maps one to one.
-Shapes: b batch, c channels, h height, w width, e embedding.
+`wave_unet` makes it one for audio, `video_unet` one for video. Shapes: b batch, c channels,
+h height, w width, e embedding.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ from torch import Tensor, nn
 
 from poiesis.config import check
 from poiesis.errors import ConfigError
+from poiesis.nn.attention import attend
 from poiesis.nn.dropout import Dropout
 from poiesis.nn.group_norm import GroupNorm
 from poiesis.nn.recompute import recomputed
 from poiesis.nn.text_encoder import Text, TextEncoder
 
 __all__ = ["UNet", "UNetOptions", "sinusoidal_embedding"]
+
+Kernel = tuple[int, int]
+"""Height and width of the convolutions; a side of 1 is not halved from level to level."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +86,16 @@ class ResBlock(nn.Module):
         groups: int,
         dropout: float,
         options: UNetOptions,
+        kernel: Kernel = (3, 3),
     ) -> None:
         super().__init__()
         self.scale_shift = options.scale_shift
         self.norm1 = GroupNorm(groups, c_in, eps=options.norm_eps)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.conv1 = _conv(c_in, c_out, kernel)
         self.time_emb_proj = nn.Linear(embedding, 2 * c_out if options.scale_shift else c_out)
         self.norm2 = GroupNorm(groups, c_out, eps=options.norm_eps)
         self.dropout = Dropout(dropout)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.conv2 = _conv(c_out, c_out, kernel)
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x_bchw: Tensor, emb_be: Tensor) -> Tensor:
@@ -133,7 +139,7 @@ class Attention(nn.Module):
             project(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for project in (self.to_q, self.to_k, self.to_v)
         )
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        out = attend(q, k, v).transpose(1, 2).flatten(2)
         out = self.to_out(out).transpose(1, 2).reshape(b, c, h, w)
         x_bchw = x_bchw + out
         return x_bchw if self.text is None else self.text(x_bchw, text)
@@ -156,7 +162,7 @@ class CrossAttention(nn.Module):
         pixels = self.group_norm(x_bchw).flatten(2).transpose(1, 2)
         parts = self.to_q(pixels), self.to_k(text.tokens), self.to_v(text.tokens)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=text.mask[:, None, None])
+        out = attend(q, k, v, text.mask[:, None, None])
         out = self.to_out(out.transpose(1, 2).flatten(2))
         return x_bchw + out.transpose(1, 2).reshape(x_bchw.shape)
 
@@ -164,26 +170,36 @@ class CrossAttention(nn.Module):
 class Downsample(nn.Module):
     """Halve the resolution by a convolution of stride 2, padded at the right and bottom or both."""
 
-    def __init__(self, channels: int, padding: Literal["end", "both"]) -> None:
+    def __init__(
+        self, channels: int, padding: Literal["end", "both"], kernel: Kernel = (3, 3)
+    ) -> None:
         super().__init__()
-        self.end = padding == "end"
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if self.end else 1)
+        high, wide = (size // 2 for size in kernel)
+        self.end = (0, wide, 0, high) if padding == "end" else None
+        self.conv = nn.Conv2d(
+            channels,
+            channels,
+            kernel,
+            stride=(1 + high, 1 + wide),
+            padding=0 if self.end else (high, wide),
+        )
 
     def forward(self, x_bchw: Tensor) -> Tensor:
         """Return (b, c, h/2, w/2)."""
-        return self.conv(F.pad(x_bchw, (0, 1, 0, 1)) if self.end else x_bchw)
+        return self.conv(F.pad(x_bchw, self.end) if self.end else x_bchw)
 
 
 class Upsample(nn.Module):
     """Double the resolution by repeating pixels, then a convolution."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, kernel: Kernel = (3, 3)) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = _conv(channels, channels, kernel)
+        self.factors = tuple(1.0 + size // 2 for size in kernel)
 
     def forward(self, x_bchw: Tensor) -> Tensor:
         """Return (b, c, 2h, 2w)."""
-        return self.conv(F.interpolate(x_bchw, scale_factor=2.0, mode="nearest"))
+        return self.conv(F.interpolate(x_bchw, scale_factor=self.factors, mode="nearest"))
 
 
 class Level(nn.Module):
@@ -199,6 +215,8 @@ class Level(nn.Module):
         self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList(attentions)
         self.resample = resample
+        self.temporal = nn.ModuleList()
+        """Of a video: what follows each block and looks at other frames."""
         self.recompute = False
 
     def block(self, i: int, x_bchw: Tensor, emb_be: Tensor, text: Text | None = None) -> Tensor:
@@ -209,7 +227,8 @@ class Level(nn.Module):
 
     def _block(self, i: int, x_bchw: Tensor, emb_be: Tensor, text: Text | None) -> Tensor:
         x_bchw = self.resnets[i](x_bchw, emb_be)
-        return self.attentions[i](x_bchw, text) if i < len(self.attentions) else x_bchw
+        x_bchw = self.attentions[i](x_bchw, text) if i < len(self.attentions) else x_bchw
+        return self.temporal[i](x_bchw) if i < len(self.temporal) else x_bchw
 
 
 class DownLevel(Level):
@@ -259,9 +278,9 @@ class UNet(nn.Module):
     resolution has attention; the middle always does. classes: 0, or the number of classes; class
     number `classes` then means "no class". captions: tokens and length of captions, or None;
     attention is then paid to their tokens too. text_width, text_layers: sizes of the encoder of
-    these. in_channels, out_channels: where they are not image_channels. recompute: keep only what
-    goes between the blocks for the way back and compute the rest anew. Raises ConfigError for
-    widths that groups or heads don't divide.
+    these. in_channels, out_channels: where they are not image_channels. kernel: of the
+    convolutions. recompute: keep only what goes between the blocks for the way back and compute
+    the rest again. Raises ConfigError for widths that groups or heads don't divide.
     """
 
     def __init__(
@@ -279,6 +298,7 @@ class UNet(nn.Module):
         captions: tuple[int, int] | None = None,
         text_width: int = 64,
         text_layers: int = 2,
+        kernel: Kernel = (3, 3),
         in_channels: int | None = None,
         out_channels: int | None = None,
         recompute: bool = False,
@@ -295,7 +315,7 @@ class UNet(nn.Module):
         _check_divides("unet.middle_groups", middle_groups or 1, widths[-1])
 
         def res(c_in: int, c_out: int) -> ResBlock:
-            return ResBlock(c_in, c_out, embedding, groups, dropout, options)
+            return ResBlock(c_in, c_out, embedding, groups, dropout, options, kernel)
 
         def attend(width: int, groups: int = groups) -> Attention:
             each = options.head_width or width
@@ -317,7 +337,7 @@ class UNet(nn.Module):
                 layers=text_layers,
                 out=embedding,
             )
-        self.conv_in = nn.Conv2d(in_channels or image_channels, channels, 3, padding=1)
+        self.conv_in = _conv(in_channels or image_channels, channels, kernel)
 
         current = channels
         skips = [channels]
@@ -326,9 +346,8 @@ class UNet(nn.Module):
             resnets = [res(current if j == 0 else width, width) for j in range(blocks)]
             attentions = [attend(width) for _ in range(blocks) if attention[i]]
             last = i == len(widths) - 1
-            self.down_blocks.append(
-                DownLevel(resnets, attentions, None if last else Downsample(width, options.padding))
-            )
+            down = None if last else Downsample(width, options.padding, kernel)
+            self.down_blocks.append(DownLevel(resnets, attentions, down))
             skips += [width] * (blocks if last else blocks + 1)
             current = width
 
@@ -343,10 +362,11 @@ class UNet(nn.Module):
                 resnets.append(res(current + skips.pop(), width))
                 current = width
             attentions = [attend(width) for _ in range(blocks + 1) if attention[i]]
-            self.up_blocks.append(UpLevel(resnets, attentions, Upsample(width) if i else None))
+            up = Upsample(width, kernel) if i else None
+            self.up_blocks.append(UpLevel(resnets, attentions, up))
 
         self.conv_norm_out = GroupNorm(groups, current, eps=options.norm_eps)
-        self.conv_out = nn.Conv2d(current, out_channels or image_channels, 3, padding=1)
+        self.conv_out = _conv(current, out_channels or image_channels, kernel)
         for level in (*self.down_blocks, self.mid_block, *self.up_blocks):
             level.recompute = recompute  # type: ignore[assignment]
         self._init_weights()
@@ -369,6 +389,10 @@ class UNet(nn.Module):
 
         condition: int64, classes (b,) or captions (b, length); None is without.
         """
+        return self.denoise(x_bchw, *self.embed(t, condition))
+
+    def embed(self, t: Tensor, condition: Tensor | None) -> tuple[Tensor, Text | None]:
+        """Return levels and conditions as vectors (b, e), and captions for attention."""
         waves_be = sinusoidal_embedding(
             t,
             self.channels,
@@ -387,7 +411,10 @@ class UNet(nn.Module):
                 condition = torch.zeros(len(t), 0, dtype=torch.long, device=t.device)
             text = self.text_encoder(condition)
             emb_be = emb_be + text.whole
+        return emb_be, text
 
+    def denoise(self, x_bchw: Tensor, emb_be: Tensor, text: Text | None) -> Tensor:
+        """Return (b, image_channels, h, w), given what `embed` returned."""
         x = self.conv_in(x_bchw)
         skips = [x]
         for level in self.down_blocks:
@@ -396,6 +423,11 @@ class UNet(nn.Module):
         for level in self.up_blocks:
             x = level(x, emb_be, skips, text)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+def _conv(c_in: int, c_out: int, kernel: Kernel) -> nn.Conv2d:
+    """Return a convolution that keeps the size."""
+    return nn.Conv2d(c_in, c_out, kernel, padding=(kernel[0] // 2, kernel[1] // 2))
 
 
 def _check_divides(name: str, value: int, width: int) -> None:

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from poiesis import registry
 from poiesis.config import save_yaml
-from poiesis.data.codecs import AudioCodec, VectorCodec
+from poiesis.data.codecs import AudioCodec, VectorCodec, VideoCodec
 from poiesis.data.dataset import DataSet
 from poiesis.errors import ConfigError, DataError
 from poiesis.evaluation.images import default_extractor, match_levels
 from poiesis.evaluation.passport import Number
 from poiesis.evaluation.protocol import load_evaluation
-from poiesis.evaluation.values import value_features
+from poiesis.files import make_wav
 from poiesis.metrics.extractors import Extractor
+from poiesis.metrics.features import features_of, quick_features
 from poiesis.models import trained as trained_models
 from poiesis.models.pictures import show
 from poiesis.models.trained import Trained
@@ -35,18 +36,28 @@ __all__ = ["RunSection", "duration", "gather", "picture", "short"]
 
 _NEIGHBOURS_SHOWN = 12
 _TEXTS_SHOWN = 8
+_SOUND_BYTES = 3_000_000
+"""Of all sounds of a run together."""
 
 NAMES = {
     "fid": "FID",
+    "frame_fid": "frame FID",
+    "motion_fid": "motion FID",
     "frechet_distance": "Fréchet distance",
     "kid": "KID",
     "mode_kl": "mode KL",
+    "psnr": "PSNR",
+    "psnr_plain": "PSNR, plain",
+    "ssim": "SSIM",
+    "ssim_plain": "SSIM, plain",
     "nll": "NLL",
     "bits_per_dim": "bits/dim",
 }
 """What numbers are called in tables, where it is not their own name."""
 GLOSSES = {
     "fid": "distance between the means and covariances of features",
+    "frame_fid": "the FID of single frames; blind to their order",
+    "motion_fid": "the FID of differences between neighbouring frames",
     "frechet_distance": "distance between means and covariances; blind to any other shape",
     "kid": "squared distance between feature distributions, unbiased",
     "inception_score": "how sure and how varied a classifier's answers are",
@@ -59,6 +70,10 @@ GLOSSES = {
     "high_quality": "share of samples within three sigma of a true mode or curve",
     "mode_kl": "divergence, in nats, of the samples' modes from all modes alike",
     "curve_distance": "mean distance of samples from the true curve",
+    "psnr": "how close samples are to the very images they should be",
+    "psnr_plain": "the same, of what one would make without a model",
+    "ssim": "how alike their structures are",
+    "ssim_plain": "the same, of what one would make without a model",
     "nll": "negative log-likelihood of held-out data",
     "bits_per_dim": "the same, per pixel and channel",
     "nll_per_token": "negative log-likelihood of held-out text",
@@ -93,6 +108,10 @@ class RunSection:
     networks: list[tuple[str, str]]
     pixelated: bool
     grid: str = ""
+    film: str = ""
+    """Of video: the samples, moving."""
+    sounds: list[dict[str, str]] = field(default_factory=list)
+    """Of audio, instead of the grid: a player of each sample (WAV), its picture and its class."""
     texts: list[str] = field(default_factory=list)
     over_time: list[tuple[int, str, str]] = field(default_factory=list)
     """(step, picture, text), one of the last two empty."""
@@ -135,8 +154,13 @@ def gather(path: str | Path, *, samples: int = 64, label: str = "") -> RunSectio
         else:
             shown |= _compare_with_data(trained, data, native)
             behind = data.splits["train"]
-        most = codec.shown if isinstance(codec, AudioCodec) else len(raws)
-        shown["grid"] = picture(show(trained.model, codec, raws[:most], behind))
+        if isinstance(codec, AudioCodec):
+            shown["sounds"] = _sounds(trained, codec, raws)
+        else:
+            most = codec.shown if isinstance(codec, VideoCodec) else len(raws)
+            shown["grid"] = picture(show(trained.model, codec, raws[:most], behind))
+        if isinstance(codec, VideoCodec):
+            shown["film"] = _data_uri(codec.animate(raws[:most]), "gif")
     else:
         shown["texts"] = trained.sample(min(samples, _TEXTS_SHOWN), seed=0)
     evaluation = load_evaluation(run.path)
@@ -176,7 +200,26 @@ def picture(image: Any) -> str:
     """Return a PIL picture as a data URI (PNG)."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _data_uri(buffer.getvalue(), "png")
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(data).decode()
+
+
+def _sounds(trained: Trained, codec: AudioCodec, raws: list[Any]) -> list[dict[str, str]]:
+    """Return the first recordings to look at and to listen to, as many as a page holds well."""
+    few = raws[: max(1, min(codec.shown, _SOUND_BYTES // (2 * codec.length)))]
+    labels = trained.class_names(len(few)) or [""] * len(few)
+    return [
+        {
+            "picture": picture(codec.preview([raw])),
+            "sound": "data:audio/wav;base64,"
+            + base64.b64encode(make_wav(raw, codec.rate)).decode(),
+            "label": label,
+        }
+        for raw, label in zip(few, labels, strict=True)
+    ]
 
 
 def duration(seconds: float) -> str:
@@ -235,8 +278,7 @@ def _over_time(run: Run, images: bool) -> list[tuple[int, str, str]]:
     for path in sorted((run.path / "samples").glob("step-*.png" if images else "step-*.txt")):
         step = int(path.stem.rsplit("-", 1)[1])
         if images:
-            data = base64.b64encode(path.read_bytes()).decode()
-            found.append((step, f"data:image/png;base64,{data}", ""))
+            found.append((step, _data_uri(path.read_bytes(), "png"), ""))
         else:
             text = path.read_text(encoding="utf-8").split("\n\n---\n\n")[0]
             found.append((step, "", text))
@@ -269,8 +311,15 @@ def _compare_with_data(trained: Trained, data: DataSet, native: Tensor) -> dict[
     if isinstance(codec, AudioCodec | VectorCodec):
         own = "standardised columns" if isinstance(codec, VectorCodec) else "spectra"
         names = {"values": own}
-        found = {"values": copying(native, data.splits, lambda x: value_features(x, codec))}
+        found = {"values": copying(native, data.splits, lambda x: quick_features(x, codec))}
         count = 0 if isinstance(codec, VectorCodec) else _NEIGHBOURS_SHOWN
+    elif isinstance(codec, VideoCodec):
+        seen = features_of(data)
+        if seen is None:
+            return {"neighbours_missing": f"no features of {data.spec}"}
+        names = {"clips": f"clips' {seen[0]}"}
+        found = {"clips": copying(native, data.splits, seen[1])}
+        count = _NEIGHBOURS_SHOWN
     else:
         assert isinstance(data.spec, Grid)
         levels = data.spec.levels
@@ -293,7 +342,8 @@ def _compare_with_data(trained: Trained, data: DataSet, native: Tensor) -> dict[
 
     def drawn(row: Tensor) -> str:
         raw = codec.decode(row)
-        return picture(codec.preview([raw]) if isinstance(codec, AudioCodec) else raw)
+        drawable = isinstance(codec, AudioCodec | VideoCodec)
+        return picture(codec.preview([raw]) if drawable else raw)
 
     def pair(row: int) -> dict[str, Any]:
         fetched = {
@@ -330,7 +380,8 @@ def _classes(trained: Trained, extractor: Extractor, features: Tensor) -> dict[s
     names = names or tuple(map(str, range(extractor.classes)))
     top = max(counts)
     note = f"as the classifier {extractor.name!r} sees {len(guesses)} samples"
-    asked = trained.model.default_condition(0, len(guesses)) if condition else None
+    by_class = condition and isinstance(trained.model.condition, Classes)
+    asked = trained.model.default_condition(0, len(guesses)) if by_class else None
     if asked is not None:
         agree = float((asked.cpu() == guesses).double().mean())
         note += f"; {agree:.0%} are of the class that was asked for"

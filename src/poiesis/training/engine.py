@@ -246,7 +246,7 @@ class Engine:
         number = self.step_in_stage() * repeats + repeat
         loader = self.loader(stage, phase.data)
         x, y, where = loader.batch(number, start=draws.start, size=draws.size)
-        condition = y if self.model.condition is not None else None
+        condition = self.model.condition_on(x, y, draws, training=True)
         batch = Batch(x=x, condition=condition, index=where, draws=draws, size=draws.size)
         if stage.transform is not None:
             with torch.no_grad():
@@ -363,6 +363,7 @@ class Engine:
         stage = self.stages[0]
         draws = Draws(("prepare", self.seed), total=self.batch_size(stage), device=self.device)
         self.model.prepare(self._batch(stage, stage.phases[0], 0, draws))
+        self.model.keep_examples(self._held_out)
         self.average.restart()
         self.prepared = True
 
@@ -403,20 +404,24 @@ class Engine:
 
     def validate(self) -> dict[str, float]:
         """Return means over held-out rows of what the model watches, with averaged weights."""
-        split = "validation" if "validation" in self.data.splits else "train"
         stage = self.stages[self.stage_index]
         with (
             self.average.applied(),
             distribution.whole_networks(self.sharded),
             autocast(self.device, self.config.precision),
         ):
-            return held_out_means(self.model, self._in_order(split), stage.transform)
+            return held_out_means(self.model, self._in_order("validation"), stage.transform)
+
+    def _held_out(self, n: int) -> tuple[Tensor, Tensor | None]:
+        """Return at most n held-out rows in the view, spread evenly, and their conditions."""
+        x, y, _ = zip(*self._in_order("validation").in_order(n), strict=True)
+        return torch.cat(x), None if y[0] is None else torch.cat(y)
 
     def _in_order(self, split: str) -> Loader:
-        """Return a loader of a split in the stage's view, unaugmented."""
+        """Return a loader of a split, of train where it is missing, in the stage's view."""
         stage = self.stages[self.stage_index]
         return Loader(
-            self.data.splits[split],
+            self.data.splits[split if split in self.data.splits else "train"],
             self.data.spec,
             stage.view or self.model.spec,
             batch_size=self.batch_size(stage),
@@ -432,7 +437,7 @@ class Engine:
         def batches(limit: int) -> Iterator[Batch]:
             for x, y, where in self._in_order("train").in_order(limit):
                 draws = Draws(("settle", int(where[0])), total=len(where), device=self.device)
-                condition = y if self.model.condition is not None else None
+                condition = self.model.condition_on(x, y, draws)
                 batch = Batch(x=x, condition=condition, index=where, draws=draws, size=len(where))
                 yield batch if transform is None else transform(batch)
 

@@ -10,6 +10,7 @@ from poiesis.data.views import View
 from poiesis.errors import PoiesisError
 from poiesis.models.pictures import show
 from poiesis.runs import write_atomic
+from poiesis.spec import Picture
 from poiesis.training import distribution
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["draw", "write"]
 
 SAMPLES = 64
+PICTURES = 16
+"""Samples that are shown with the pictures they were made from."""
 
 
 def draw(engine: Engine) -> list[Any]:
@@ -26,6 +29,8 @@ def draw(engine: Engine) -> list[Any]:
     codec = engine.data.codec
     view = View(engine.data.spec, engine.model.spec)
     count = SAMPLES if codec.suffix == ".png" else codec.shown
+    if isinstance(engine.model.condition, Picture):
+        count = PICTURES
     with engine.average.applied(), distribution.whole_networks(engine.sharded):
         drawn = engine.model.sample(count, seed=engine.seed, precision=engine.config.precision)
     engine.model.train()

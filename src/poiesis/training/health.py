@@ -26,7 +26,7 @@ from poiesis.errors import PoiesisError, RunError
 from poiesis.metrics.features import features_of
 from poiesis.models import capabilities
 from poiesis.models.base import GenerativeModel, autocast
-from poiesis.rng import generator, mix
+from poiesis.rng import Noise, generator, mix
 from poiesis.training import alarms, monitors, state
 from poiesis.training.alarms import Alarm, Check
 from poiesis.training.distribution import whole, whole_networks
@@ -333,9 +333,10 @@ class Health:
             split = engine.data.splits["train"]
             source = generator("health", engine.seed, engine.step)
             # Classes as frequent as in the data, or rare ones would seem to be drawn too often.
-            _, condition = split.fetch(torch.randint(len(split), (n,), generator=source))
-            assert condition is not None
-            condition = condition[first:beyond]
+            x, y = split.fetch(torch.randint(len(split), (n,), generator=source)[first:beyond])
+            noise = Noise(mix("health conditions", engine.seed, engine.step), range(first, beyond))
+            view = View(engine.data.spec, model.spec)
+            condition = model.condition_on(view.apply(x), view.condition(y), noise)
         drawn = model.sample(
             beyond - first,
             seed=mix("health", engine.seed, engine.step),

@@ -55,6 +55,8 @@ _ITERATIONS = 8
 _MATRICES = (nn.Linear, nn.modules.conv._ConvNd)
 _SIDE = 32
 """Pixels of the side to which large images are averaged for duplicates."""
+_CLIP = (4, 16, 16)
+"""The same for clips: frames, height and width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +144,11 @@ class Reference:
     def _values(self, native: Tensor) -> Tensor:
         if self._levels is None:
             return native.flatten(1).double()
+        if native.dim() == 5:
+            # Of clips a few frames, small: in full they would take gigabytes.
+            t, h, w = (min(side, most) for side, most in zip(native.shape[2:], _CLIP, strict=True))
+            pooled = [F.adaptive_avg_pool3d(some.float(), (t, h, w)) for some in native.split(64)]
+            return torch.cat(pooled).double().flatten(1) / (self._levels - 1)
         x = native.double() / (self._levels - 1)
         if min(x.shape[2:]) > _SIDE:
             x = F.adaptive_avg_pool2d(x, _SIDE)

@@ -32,18 +32,19 @@ def held_out_means(
     for x, y, where in loader.in_order(min(len(loader), ROWS)):
         # Each process takes its part of a batch; of a last one too small for that, all of it.
         start, end = processes.share(len(where)) if len(where) >= processes.size() else (0, None)
-        own = where[start:end]
+        own, x = where[start:end], x[start:end]
+        draws = Draws(
+            ("validate", done),
+            total=len(where),
+            start=start,
+            size=len(own),
+            device=model.device,
+        )
         batch = Batch(
-            x=x[start:end],
-            condition=y[start:end] if y is not None and model.condition is not None else None,
+            x=x,
+            condition=model.condition_on(x, None if y is None else y[start:end], draws),
             index=own,
-            draws=Draws(
-                ("validate", done),
-                total=len(where),
-                start=start,
-                size=len(own),
-                device=model.device,
-            ),
+            draws=draws,
             size=len(own),
             training=False,
         )

@@ -191,7 +191,7 @@ def detect(
 
 
 def _suits(trained: Trained) -> None:
-    if not isinstance(trained.data_spec, Grid):
+    if not isinstance(trained.data_spec, Grid) or len(trained.data_spec.size) > 2:
         raise CapabilityError(f"this {trained.name} learned {trained.data_spec}, not images")
     if trained.model.condition is not None:
         raise CapabilityError(

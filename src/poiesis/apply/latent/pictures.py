@@ -11,8 +11,6 @@ import io
 import json
 import math
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from torch import Tensor
 from poiesis import __version__
 from poiesis.data.codecs.image import convert
 from poiesis.errors import ConfigError, RunError
+from poiesis.files import make_gif, make_mp4
 from poiesis.models.trained import Trained
 from poiesis.runs import write_atomic
 
@@ -100,7 +99,7 @@ def write(shown: Pictures, path: Path, *, fps: float = 12) -> Path:
     if path.suffix == ".png":
         data = _png(sheet(shown))
     elif path.suffix == ".gif":
-        data = _gif(frames(shown), fps)
+        data = make_gif(frames(shown), fps)
     elif path.suffix == ".mp4":
         data = _mp4(frames(shown), fps)
     else:
@@ -216,40 +215,15 @@ def data_uri(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(_png(image)).decode()
 
 
-def _gif(images: list[Image.Image], fps: float) -> bytes:
-    buffer = io.BytesIO()
-    images[0].save(
-        buffer,
-        format="GIF",
-        save_all=True,
-        append_images=images[1:],
-        # GIF counts in hundredths of a second, and viewers slow down what is faster than two.
-        duration=max(20, round(1000 / fps)),
-        loop=0,
-    )
-    return buffer.getvalue()
-
-
 def _mp4(images: list[Image.Image], fps: float) -> bytes:
-    """Return a film that ffmpeg made, with the codec that it takes for .mp4."""
+    """Return a film of sheets, of even sides, so that it plays everywhere."""
     width, height = images[0].size
-    # Half the resolution in colour needs even sides.
-    even = (width + width % 2, height + height % 2)
-    raw = bytearray()
+    even = []
     for image in images:
-        canvas = Image.new("RGB", even, "white")
+        canvas = Image.new("RGB", (width + width % 2, height + height % 2), "white")
         canvas.paste(image)
-        raw += canvas.tobytes()
-    with tempfile.TemporaryDirectory() as folder:
-        film = Path(folder) / "film.mp4"
-        command = ["ffmpeg", "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
-        command += ["-s", f"{even[0]}x{even[1]}", "-r", str(fps), "-i", "-"]
-        command += ["-pix_fmt", "yuv420p", "-movflags", "+faststart", str(film)]
-        done = subprocess.run(command, input=bytes(raw), capture_output=True)
-        if done.returncode or not film.exists():
-            said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-            raise RunError(f"ffmpeg could not write the film ({said[-1]}); write .gif instead")
-        return film.read_bytes()
+        even.append(canvas)
+    return make_mp4(even, fps)
 
 
 def _slider(shown: Pictures, fps: float) -> str:

@@ -6,14 +6,31 @@ from typing import Any
 
 from poiesis.data.codecs.audio import AudioCodec
 from poiesis.data.codecs.image import ImageCodec
+from poiesis.data.codecs.spectrogram import SpectrogramCodec
 from poiesis.data.codecs.text import TextCodec
 from poiesis.data.codecs.vector import VectorCodec
+from poiesis.data.codecs.video import VideoCodec
 from poiesis.errors import DataError
 
-__all__ = ["AudioCodec", "ImageCodec", "TextCodec", "VectorCodec", "codec_from_json"]
+__all__ = [
+    "AudioCodec",
+    "ImageCodec",
+    "SpectrogramCodec",
+    "TextCodec",
+    "VectorCodec",
+    "VideoCodec",
+    "codec_from_json",
+]
 
-AnyCodec = AudioCodec | ImageCodec | TextCodec | VectorCodec
-_KINDS = {"audio": AudioCodec, "image": ImageCodec, "text": TextCodec, "vector": VectorCodec}
+AnyCodec = AudioCodec | ImageCodec | TextCodec | VectorCodec | VideoCodec
+_KINDS = {
+    "audio": AudioCodec,
+    "image": ImageCodec,
+    "spectrogram": SpectrogramCodec,
+    "text": TextCodec,
+    "vector": VectorCodec,
+    "video": VideoCodec,
+}
 
 
 def codec_from_json(data: dict[str, Any]) -> AnyCodec:

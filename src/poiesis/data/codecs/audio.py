@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -57,6 +57,9 @@ class AudioCodec:
     mono: bool = False
     """Whether files of several channels are averaged."""
 
+    kind: ClassVar[str] = "audio"
+    """Name in the saved description."""
+
     def __post_init__(self) -> None:
         check("codec.rate", self.rate, low=1)
         check("codec.length", self.length, low=16, high=1_048_576)
@@ -89,6 +92,14 @@ class AudioCodec:
             way = "average them with --data.channels 1 in training, or give mono files"
             raise DataError(f"{name}: has {samples.shape[1]} channels; {way}")
         return np.rint(samples.mean(1)).astype(np.int16)
+
+    def native(self, waves: Tensor) -> Tensor:
+        """Return windows (b, 1, n) in units of the training part's RMS as rows: as they are."""
+        return waves
+
+    def waves(self, native: Tensor) -> Tensor:
+        """Return rows (b, 1, n) as samples (b, n) in units of the training part's RMS."""
+        return native[:, 0]
 
     def encode(self, raw: np.ndarray) -> Tensor:
         """Return int16 samples (n,), of any n, as float32 (1, n)."""
@@ -132,7 +143,7 @@ class AudioCodec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields, JSON-ready."""
-        return {"kind": "audio", **dataclasses.asdict(self)}
+        return {"kind": self.kind, **dataclasses.asdict(self)}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> AudioCodec:

@@ -5,14 +5,27 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from poiesis.data.augment import check_names
+from poiesis.data.codecs import AudioCodec
 from poiesis.data.config import DataConfig
 from poiesis.data.dataset import DataSet
-from poiesis.data.sources import arrays, audio, hub, images, planes, shapes, tables, texts
+from poiesis.data.sources import (
+    arrays,
+    audio,
+    hub,
+    images,
+    moving_digits,
+    planes,
+    shapes,
+    tables,
+    texts,
+    videos,
+)
 from poiesis.errors import ConfigError, DataError, suggest
-from poiesis.files import IMAGE_SUFFIXES, WAVE_SUFFIXES, is_table, read_bytes
+from poiesis.files import FILM_SUFFIXES, IMAGE_SUFFIXES, WAVE_SUFFIXES, is_table, read_bytes
 from poiesis.spec import Grid, Tokens, Vector
 
 __all__ = ["NAMED", "find", "open_data", "roots"]
@@ -42,11 +55,28 @@ NAMED: dict[str, tuple[tuple[str, ...], str, str]] = {
         "the text as tinyshakespeare.txt",
         "",
     ),
+    "weizmann64": (
+        ("video/weizmann64", "weizmann64"),
+        "folders of actions with a .jpg for each clip, its 64 px frames from left to right,",
+        "",
+    ),
+    "fsdd": (("audio/fsdd", "fsdd"), "its recordings as fsdd/recordings/0_jackson_0.wav, …", ""),
     "names": (("text/names.txt", "names.txt"), "the names, one a line, as names.txt", ""),
 }
+_STRIPS = ("weizmann64",)
+"""Named sets whose clips are strips."""
+
+
+def _mnist() -> DataSet:
+    """Return MNIST, whose digits move."""
+    return _open(DataConfig(source="mnist"))
+
+
 BUILT_IN: dict[str, Callable[[DataConfig], DataSet]] = {
     "digits": arrays.open_digits,
     "shapes": shapes.open_shapes,
+    "moving-digits": partial(moving_digits.open_moving_digits, mnist=_mnist),
+    "moving-digits-2": partial(moving_digits.open_moving_digits, mnist=_mnist, digits=2),
     "python-stdlib": texts.open_stdlib,
     "ring": planes.OPENERS["ring"],
     "grid": planes.OPENERS["grid"],
@@ -95,21 +125,26 @@ def _check_options(dataset: DataSet, config: DataConfig) -> None:
     kind = "images"
     if isinstance(dataset.spec, (Tokens, Vector)):
         kind = "text" if isinstance(dataset.spec, Tokens) else "a table"
-    elif isinstance(dataset.spec, Grid) and len(dataset.spec.size) == 1:
+    elif isinstance(dataset.codec, AudioCodec):
         kind = "audio"
+    elif isinstance(dataset.spec, Grid) and len(dataset.spec.size) == 3:
+        kind = "video"
     default = DataConfig()
     for kinds, options in _OPTIONS.items():
         for option in options if kind not in kinds else ():
             if getattr(config, option) != getattr(default, option):
-                wanted = " and ".join(kinds)
+                wanted = " and ".join([", ".join(kinds[:-1]), kinds[-1]] if kinds[1:] else kinds)
                 raise ConfigError(f"data.{option} is for {wanted}; {dataset.name} is {kind}")
 
 
 _OPTIONS = {
-    ("images",): ("resize", "crop", "binarize", "augment", "classes", "captions"),
-    ("images", "audio"): ("channels",),
-    ("audio",): ("length",),
-    ("a table",): ("label", "drop"),
+    ("images",): ("binarize", "augment", "pairs"),
+    ("images", "video"): ("resize", "crop", "classes", "captions"),
+    ("images", "audio", "video"): ("channels",),
+    ("audio",): ("length", "audio"),
+    ("video",): ("frames", "frame_step", "clips"),
+    ("a table",): ("drop",),
+    ("a table", "audio"): ("label",),
 }
 """Kinds of data → the options that only they have."""
 
@@ -125,6 +160,8 @@ def _open(config: DataConfig) -> DataSet:
         found = find(source) if source else None
         if found is None:
             raise DataError(_missing(source))
+        if source in _STRIPS:
+            config = dataclasses.replace(config, clips="strips")
         return open_path(found, source, config)
     return open_path(path, path.resolve().name.split(".")[0] or "data", config)
 
@@ -152,11 +189,13 @@ def open_path(path: Path, name: str, config: DataConfig) -> DataSet:
     if path.is_file():
         lower = path.name.lower()
         if lower.endswith(".zip"):
-            return images.open_zip(path, name, config)
+            return _open_pictures(images.list_zip(path, videos.SUFFIXES), name, config)
         if lower.endswith((".bin", ".bin.gz", ".tar", ".tar.gz", ".tgz")):
             return arrays.open_cifar(path, name, config)
         if lower.endswith(IMAGE_SUFFIXES):
             raise DataError(f"{path}: is a single image; give the folder that holds the images")
+        if lower.endswith(FILM_SUFFIXES):
+            raise DataError(f"{path}: is a single clip; give the folder that holds the clips")
         if lower.endswith(WAVE_SUFFIXES):
             found = images.Found(path.parent, [path.name], lambda _: read_bytes(path))
             return audio.open_audio(found, name, config)
@@ -172,12 +211,19 @@ def open_path(path: Path, name: str, config: DataConfig) -> DataSet:
     if (path / "cifar-10-batches-bin").is_dir():
         return arrays.open_cifar(path / "cifar-10-batches-bin", name, config)
     zips = [entry for entry in entries if entry.name.lower().endswith(".zip")]
-    found = images.list_folder(path)
+    found = images.list_folder(path, videos.SUFFIXES)
     if found.names:
-        return images.open_files(found, name, config)
+        return _open_pictures(found, name, config)
     sounds = images.list_folder(path, WAVE_SUFFIXES)
     if sounds.names:
         return audio.open_audio(sounds, name, config)
     if len(zips) == 1:
-        return images.open_zip(zips[0], name, config)
+        return _open_pictures(images.list_zip(zips[0], videos.SUFFIXES), name, config)
     return texts.open_files(path, name, config)
+
+
+def _open_pictures(found: images.Found, name: str, config: DataConfig) -> DataSet:
+    clips = videos.clips_in(found, config)
+    if clips is not None:
+        return videos.open_clips(clips, name, config)
+    return images.open_files(found, name, config)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from poiesis.data.codecs import AudioCodec
+from poiesis.data.codecs import AudioCodec, SpectrogramCodec
 from poiesis.data.config import DataConfig
 from poiesis.data.dataset import DataSet, TensorSplit
 from poiesis.data.sources.images import Found, arrange
@@ -64,8 +65,9 @@ class _Blocks:
 def open_audio(found: Found, name: str, config: DataConfig) -> DataSet:
     """Return the windows of WAV files, by the layout of their paths, as for images.
 
-    All must have one sampling rate, which the codec keeps; values are in units of the training
-    part's RMS. Raises DataError for files that differ, and for several channels unless
+    Without folders the classes are a part of the names, see `data.label`. All must have one
+    sampling rate, which the codec keeps; values are in units of the training part's RMS, or levels
+    of a spectrogram. Raises DataError for files that differ, and for several channels unless
     data.channels = 1 says to average them.
     """
     if config.channels not in (None, 1):
@@ -75,7 +77,13 @@ def open_audio(found: Found, name: str, config: DataConfig) -> DataSet:
     skipped: list[str] = []
     codec: AudioCodec | None = None
     total = 0
-    for part, files in arrange(found).items():
+    arranged = arrange(found)
+    if not any(label for files in arranged.values() for _, label in files):
+        arranged = _by_name(found, arranged, config.label)
+    elif config.label is not None:
+        what = f"data.label = {config.label!r} chooses from the names of WAV files without folders"
+        raise DataError(f"{what}, but {found.where} has them: leave it out")
+    for part, files in arranged.items():
         for file, label in files:
             where = f"{found.where}/{file}"
             try:
@@ -122,9 +130,48 @@ def open_audio(found: Found, name: str, config: DataConfig) -> DataSet:
     data.notes["counts"] = {split: len(rows) for split, rows in data.splits.items()}
     loud = float(data.splits["train"].x.double().square().mean().sqrt())
     codec = dataclasses.replace(codec, scale=max(loud, 1.0))
-    for split in data.splits.values():
-        split.x = (split.x / codec.scale).float()[:, None]
-    return dataclasses.replace(data, codec=codec)
+    waves = {part: (split.x / codec.scale).float()[:, None] for part, split in data.splits.items()}
+    if config.audio == "spectrogram":
+        own = {f.name: getattr(codec, f.name) for f in dataclasses.fields(codec)}
+        codec = SpectrogramCodec(**own)
+        loudest = float(codec.loudness(waves["train"]).max())
+        codec = dataclasses.replace(codec, loudest=loudest)
+        high, wide = codec.spec.size
+        data.variant += f", as spectrograms of {high}x{wide}"
+    for part, split in data.splits.items():
+        split.x = codec.native(waves[part])
+    return dataclasses.replace(data, codec=codec, spec=codec.spec)
+
+
+def _by_name(
+    found: Found, arranged: dict[str, list[tuple[str, str]]], label: str | None
+) -> dict[str, list[tuple[str, str]]]:
+    """Return part → (name, class) with the classes taken from names like 7_theo_12.wav."""
+    if label == "0":
+        return arranged
+    words = {name: PurePosixPath(name).stem.split("_") for name in found.names}
+    counts = {len(parts) for parts in words.values()}
+    numbered = all(parts[-1].isdigit() for parts in words.values())
+    if label is None:
+        alike = len(counts) == 1 and min(counts) > 1 and numbered
+        number = 1 if alike else 0
+        # Names that are all different in it say nothing of a class.
+        if alike and len({parts[0] for parts in words.values()}) > len(words) // 2:
+            number = 0
+    else:
+        number = int(label) if label.isdigit() else 0
+        if not 1 <= number <= min(counts):
+            short = min(words, key=lambda name: len(words[name]))
+            raise DataError(
+                f"data.label = {label!r} is no part of the name {short!r}, which has {min(counts)} "
+                "between underscores; count from 1, or use 0 for no class"
+            )
+    if not number:
+        return arranged
+    return {
+        part: [(name, words[name][number - 1]) for name, _ in files]
+        for part, files in arranged.items()
+    }
 
 
 def _cut(rows: list[tuple[str, np.ndarray]], classes: tuple[str, ...], length: int) -> _Blocks:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from poiesis.data.codecs import ImageCodec
@@ -24,7 +25,7 @@ from poiesis.data.sources.splits import Images, MemoryRows, assemble, to_bits
 from poiesis.errors import DataError
 from poiesis.files import IMAGE_SUFFIXES, Zip, image_header, read_bytes, read_image
 
-__all__ = ["Found", "StreamSplit", "arrange", "list_folder", "open_files", "open_parts", "open_zip"]
+__all__ = ["Found", "StreamSplit", "arrange", "list_folder", "list_zip", "open_files", "open_parts"]
 
 PARTS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -96,13 +97,13 @@ def list_folder(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Found
     return _sift(path, names, lambda name: read_bytes(path / name), suffixes)
 
 
-def open_zip(path: Path, name: str, config: DataConfig) -> DataSet:
-    """Return the images of a zip file, laid out like a folder."""
+def list_zip(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Found:
+    """Return the files with such endings in a zip file; raises DataError if there are none."""
     archive = Zip(path)
-    found = _sift(path, archive.names, archive.read)
+    found = _sift(path, archive.names, archive.read, suffixes)
     if not found.names:
         raise DataError(f"{path}: holds no images; give a zip of {', '.join(IMAGE_SUFFIXES)}")
-    return open_files(found, name, config)
+    return found
 
 
 def open_files(found: Found, name: str, config: DataConfig) -> DataSet:
@@ -158,14 +159,31 @@ class _Reader:
     def __init__(self, found: Found, config: DataConfig) -> None:
         self.found, self.config = found, config
 
+    @property
+    def paired(self) -> bool:
+        """Whether an image is two."""
+        return self.config.pairs != "none"
+
     def pixels(self, name: str) -> np.ndarray:
-        """Return uint8 (c, h, w)."""
+        """Return uint8 (c, h, w); of a pair (2 c, h, w), first the one to learn."""
         config = self.config
         full = f"{self.found.where}/{name}"
-        image = read_image(self.found.read(name), full)
-        image = fit(convert(image, config.channels, full), config.resize, config.crop, full)
-        pixels = np.array(image).reshape(image.height, image.width, -1)
-        return pixels.transpose(2, 0, 1)
+        image = convert(read_image(self.found.read(name), full), config.channels, full)
+        parts = [image]
+        if self.paired:
+            half = self._half(image.width, full)
+            parts = [image.crop((left, 0, left + half, image.height)) for left in (0, half)]
+            parts = parts[::-1] if config.pairs == "left-to-right" else parts
+        found = []
+        for part in parts:
+            part = fit(part, config.resize, config.crop, full)
+            found.append(np.array(part).reshape(part.height, part.width, -1).transpose(2, 0, 1))
+        return np.concatenate(found)
+
+    def _half(self, width: int, full: str) -> int:
+        if width % 2:
+            raise DataError(f"{full}: is {width} px wide: no two pictures of one width; crop it")
+        return width // 2
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape that `pixels` would have, from the header alone."""
@@ -175,14 +193,16 @@ class _Reader:
         width, height = image.size
         if image.getexif().get(ORIENTATION, 1) >= SIDEWAYS:
             width, height = height, width
+        if self.paired:
+            width = self._half(width, full)
         if config.resize is not None or config.crop is not None:
             side = config.crop or config.resize or 0
             smaller = config.resize or min(width, height)
             if smaller < side:
-                fit(image, config.resize, config.crop, full)
+                fit(Image.new("L", (width, height)), config.resize, config.crop, full)
             width = height = side
         channels = config.channels or CHANNELS[native_mode(image, full)]
-        return channels, height, width
+        return channels * (1 + self.paired), height, width
 
 
 @dataclass
@@ -233,6 +253,9 @@ class StreamSplit:
         x = torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0, dtype=torch.uint8)
         if self.rows.kind != "none":
             x = to_bits(x, self.rows.kind, self.rows.part, where, 256)
+        if self.rows.reader.paired:
+            x, y = x.chunk(2, dim=1)
+            return x, y
         return x, None if self.rows.y is None else self.rows.y[where]
 
 
@@ -313,30 +336,34 @@ def open_parts(
         labels[part] = [files[place][1] for place in kept]
         held[part] = [names[place] for place in kept]
         if in_memory:
-            whole = out if len(kept) == len(names) else out[kept]
-            rows[part] = MemoryRows(torch.from_numpy(whole), None)
+            whole = torch.from_numpy(out if len(kept) == len(names) else out[kept])
+            x, y = whole.chunk(2, dim=1) if reader.paired else (whole, None)
+            rows[part] = MemoryRows(x, y)
         else:
             rows[part] = StreamRows(reader, [names[place] for place in kept], None)
     if len(seen.shapes) > 1:
-        raise DataError(_mixed(found, seen))
+        raise DataError(_mixed(found, seen, 1 + reader.paired))
+    channels //= 1 + reader.paired
     attributes: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     captions, left_out = None, {}
-    if config.attributes:
+    if config.attributes and not reader.paired:
         for part, files in held.items():
             rows[part].y, attributes = attributes_of_files(config.attributes, files)
-    elif captioned:
+    elif captioned and not reader.paired:
         captions, tokens, count = tokenize(labels, found.where)
         left_out["words left out"] = count
         for part, y in tokens.items():
             rows[part].y = y
-    else:
+    elif not reader.paired:
         classes = _label(found, rows, labels, seen.skipped, config)
     codec = ImageCodec(
         channels=channels, size=(height, width), resize=config.resize, crop=config.crop
     )
     notes = {"origin": str(found.where), "ignored": found.ignored, "streamed": not in_memory}
     done = describe(config)
+    if reader.paired:
+        done.append(f"pairs, {config.pairs.replace('-', ' ')}")
     images = Images(
         name,
         rows,
@@ -347,6 +374,7 @@ def open_parts(
         notes | left_out,
         attributes=attributes,
         captions=captions,
+        paired=reader.paired,
     )
     return assemble(images, config)
 
@@ -364,13 +392,13 @@ def _first_shape(reader: _Reader, names: Sequence[str], config: DataConfig) -> t
     raise DataError(f"{reader.found.where}: no image can be read, the first because: {error}")
 
 
-def _mixed(found: Found, seen: _Pass) -> str:
+def _mixed(found: Found, seen: _Pass, pictures: int) -> str:
     """Describe the sizes or colours that occur, with the option that makes them one."""
     sizes: Counter[str] = Counter()
     colours: Counter[str] = Counter()
     examples: dict[str, str] = {}
     for shape, count in seen.shapes.items():
-        size, colour = f"{shape[2]}x{shape[1]}", MODES[shape[0]]
+        size, colour = f"{shape[2]}x{shape[1]}", MODES[shape[0] // pictures]
         sizes[size] += count
         colours[colour] += count
         examples.setdefault(size, seen.examples[shape])

@@ -18,7 +18,7 @@ from poiesis.data.dataset import DataSet, TensorSplit
 from poiesis.data.sources.captions import tokenize, with_examples
 from poiesis.errors import ConfigError, suggest
 from poiesis.rng import generator, mix
-from poiesis.spec import Attributes, Captions, Classes, Condition
+from poiesis.spec import Attributes, Captions, Classes, Condition, Picture
 
 __all__ = ["Images", "Rows", "assemble", "bernoulli", "stratified"]
 
@@ -32,7 +32,8 @@ class Rows(Protocol):
     """Rows of one part, in memory or not."""
 
     y: Tensor | None
-    """Classes (n,) or captions (n, length), int64; attributes (n, k), float32."""
+    """Classes (n,) or captions (n, length), int64; attributes (n, k), float32; pictures (n, c, h,
+    w), uint8."""
 
     def __len__(self) -> int: ...
 
@@ -88,6 +89,8 @@ class Images:
     """The words, where the rows' y are captions."""
     attributes: tuple[str, ...] = ()
     """Names of the columns of y, where that holds attributes instead of classes."""
+    paired: bool = False
+    """Whether y holds pictures."""
 
 
 def bernoulli(part: str, rows: Tensor, dims: int) -> np.ndarray:
@@ -193,8 +196,15 @@ def assemble(images: Images, config: DataConfig) -> DataSet:
     def strata(rows: Rows) -> Tensor | None:
         # Each combination of attributes would be a class of its own, most of them of few rows.
         # So would captions.
-        return None if images.attributes or images.captions else rows.y
+        return None if images.attributes or images.captions or images.paired else rows.y
 
+    if config.pairs != "none" and not images.paired:
+        raise ConfigError(
+            f"data.pairs is for image files that hold two pictures; {images.name} has none"
+        )
+    for option in ("attributes", "binarize") if images.paired else ():
+        if getattr(config, option) not in ("", "none"):
+            raise ConfigError(f"data.{option} is not for pairs of pictures; leave it out")
     if config.binarize != "none":
         parts = {part: rows.binarize(config.binarize, part) for part, rows in parts.items()}
         kind = "Bernoulli-binarised once with seed 0"
@@ -234,6 +244,8 @@ def assemble(images: Images, config: DataConfig) -> DataSet:
     ordered = {s: chosen[s] for s in ("train", "validation", "test") if s in chosen}
     ordered = {split: pick for split, pick in ordered.items() if len(pick[1])}
     condition = _condition(classes, images.attributes)
+    if images.paired:
+        condition = Picture(channels=codec.channels, size=codec.size)
     captions = images.captions
     if config.captions and captions is None:
         if not isinstance(condition, Classes):

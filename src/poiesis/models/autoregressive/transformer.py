@@ -195,7 +195,7 @@ class Transformer(GenerativeModel):
             view = Tokens(vocabulary=spec.vocabulary, length=config.context, stream=True)
         elif isinstance(spec, Tokens):
             view = spec
-        elif isinstance(spec, Grid) and spec.domain in ("levels", "bits"):
+        elif isinstance(spec, Grid) and spec.domain in ("levels", "bits") and len(spec.size) < 3:
             levels = 2 if spec.domain == "bits" else spec.levels
             view = Tokens(vocabulary=levels, length=spec.dims)
         else:

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from poiesis.config import check
 from poiesis.errors import ConfigError
-from poiesis.models.base import Batch, GenerativeModel, Loss, Optim, Phase, Schedule, Stage, preset
+from poiesis.models.base import Batch, Loss, Optim, Phase, Schedule, Stage, preset
 from poiesis.models.diffusion.denoising import DenoisingModel, network_sizes
 from poiesis.models.diffusion.edm import EDM
+from poiesis.models.image_condition import FromPictures
 from poiesis.rng import Noise
 from poiesis.sampling.diffusion import DATA_STD
 from poiesis.sampling.processes import exploding
@@ -35,7 +36,7 @@ _HUBER = 0.00054
 """c per square root of the values, of the pseudo-Huber loss (arXiv 2310.14189, section 3.3)."""
 
 
-class Consistency(GenerativeModel):
+class Consistency(FromPictures):
     """A network that leads every point of a flow to its end at once: samples in one or two calls.
 
     Good at: the fastest sampling by a diffusion network, distilled from a trained `ddpm`, `edm`,
@@ -129,6 +130,7 @@ class Consistency(GenerativeModel):
             student = copy.deepcopy(teacher)
         super().__init__(config, spec, student.condition)
         self.student, self.teacher = student, teacher
+        self.take_up(student.task)
 
     # -- what the engine asks -------------------------------------------------------------------
 
@@ -235,8 +237,8 @@ class Consistency(GenerativeModel):
             added = sigma if i == 0 else math.sqrt(sigma**2 - _LOW**2)
             x = x + added * noise.randn(*self.spec.shape)
             x = self.end(x, torch.full((len(x),), sigma, device=x.device), condition)
-            x = x.clamp(-1, 1) if isinstance(self.spec, Grid) else x
-        return x
+            x = x.clamp(-1, 1) if getattr(self.spec, "domain", "") == "signed" else x
+        return self.agreed(x, condition)
 
 
 def _grid(levels: int) -> list[float]:

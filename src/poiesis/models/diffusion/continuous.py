@@ -64,15 +64,15 @@ class ContinuousModel(DenoisingModel):
         """Return log p(x) by the probability-flow equation (arXiv 2011.13456, eq. 39).
 
         For images a bound of the probability of their levels: to each value uniform noise of one
-        level's width is added (arXiv 1511.01844, section 3.1). For vectors the density. The
-        divergence is exact for up to 8 values and else estimated by `samples` random directions; of
-        two or more, `error` is the standard error.
+        level's width is added (arXiv 1511.01844, section 3.1). For vectors and audio the density.
+        The divergence is exact for up to 8 values and else estimated by `samples` random
+        directions; of two or more, `error` is the standard error.
         """
         check("samples", samples, low=1)
         path = self.process.path(2, "logsnr")
         noise = Noise(seed, range(len(x)), device=x.device)
-        images = isinstance(self.spec, Grid)
-        width = 2 / (self.spec.levels - 1) if isinstance(self.spec, Grid) else 1.0
+        images = self.bounded
+        width = 2 / (self.spec.levels - 1) if isinstance(self.spec, Grid) and images else 1.0
         if images:
             x = x + width * (noise.rand(*x.shape[1:]) - 0.5)
 

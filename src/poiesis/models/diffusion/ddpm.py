@@ -13,7 +13,13 @@ from poiesis.config import check
 from poiesis.errors import ConfigError
 from poiesis.models.base import Batch, preset
 from poiesis.models.capabilities import LogProb
-from poiesis.models.diffusion.denoising import DenoisingModel, network_sizes, padded, side_of
+from poiesis.models.diffusion.denoising import (
+    DenoisingModel,
+    fast_sizes,
+    network_sizes,
+    padded,
+    side_of,
+)
 from poiesis.models.diffusion.guidance import Guided
 from poiesis.nn.unet import UNetOptions
 from poiesis.rng import Noise
@@ -100,9 +106,15 @@ class DDPM(DenoisingModel):
 
     @preset
     @staticmethod
+    def fast(spec: Spec) -> DDPM.Config:
+        """For minutes on a CPU also beyond 32 px: pixels are folded into channels."""
+        return DDPM.Config(**fast_sizes(spec, "ddpm"))
+
+    @preset
+    @staticmethod
     def paper(spec: Spec) -> DDPM.Config:
         """DDPM's network and training for CIFAR-10: 35.7M parameters, unconditional."""
-        sizes = [padded(side_of(spec, "ddpm"), 4) // 2**i for i in range(4)]
+        sizes = [padded(side_of(spec, "ddpm's preset paper"), 4) // 2**i for i in range(4)]
         return DDPM.Config(
             channels=128,
             multipliers=(1, 2, 2, 2),
@@ -246,7 +258,8 @@ class DDPM(DenoisingModel):
     ) -> LogProb:
         """Return the variational bound of images as integer levels (arXiv 2006.11239, eq. 5).
 
-        Of vectors it is a bound of the density: the chain ends with N(x̂0, σ²) at the lowest level.
+        Of vectors and audio it is a bound of the density: the chain ends with N(x̂0, σ²) at the
+        lowest level.
 
         samples: how many of its terms are evaluated per image, each at one draw of noise; T or
         more is all. Fewer are drawn in strata of the log signal-to-noise ratio and weighted, which
@@ -254,7 +267,7 @@ class DDPM(DenoisingModel):
         """
         check("samples", samples, low=2)
         noise = Noise(seed, range(len(x)), device=x.device)
-        levels = self.spec.levels if isinstance(self.spec, Grid) else None
+        levels = self.spec.levels if isinstance(self.spec, Grid) and self.bounded else None
         end, sigma_end = diffusion.decoder_level(self.schedule, levels)
 
         learned = self.config.variance == "learned"

@@ -17,20 +17,21 @@ from torch import Tensor, nn
 
 from poiesis.config import check
 from poiesis.errors import ConfigError, SpecError
-from poiesis.models.base import Batch, GenerativeModel, Loss, Optim, Phase, Schedule, Stage
-from poiesis.models.diffusion import guidance
+from poiesis.models.base import Batch, Loss, Optim, Phase, Schedule, Stage
 from poiesis.models.diffusion.edits import Edits, precise
-from poiesis.models.diffusion.guidance import Guided
+from poiesis.models.diffusion.grids import grid_sizes, make_unet, padded, padded_view, side_of
+from poiesis.models.diffusion.guidance import Guided, guided
+from poiesis.models.image_condition import FromPictures, Task, fitting, task_of
 from poiesis.nn.denoising_mlp import DenoisingMLP
-from poiesis.nn.unet import UNet, UNetOptions
+from poiesis.nn.unet import UNetOptions
 from poiesis.rng import Noise
 from poiesis.sampling import diffusion, solvers
-from poiesis.spec import Captions, Classes, Condition, Grid, Spec, Vector
+from poiesis.spec import Classes, Condition, Grid, Spec, Vector
 
-__all__ = ["DenoisingModel", "network_sizes", "padded", "side_of"]
+__all__ = ["DenoisingModel", "fast_sizes", "network_sizes", "padded", "side_of"]
 
 
-class DenoisingModel(Edits, GenerativeModel):
+class DenoisingModel(Edits, FromPictures):
     """Base of diffusion and flow-matching models."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class DenoisingModel(Edits, GenerativeModel):
         """Options of the network and its training."""
 
         network: Literal["unet", "mlp"] = "unet"
-        """unet: convolutions, for images; mlp: dense layers, for vectors."""
+        """unet: convolutions, for images, audio and video; mlp: dense layers, for vectors."""
         channels: int = 32
         """Width of the first resolution, a multiple of `groups`; mlp: units of every layer."""
         multipliers: tuple[int | float, ...] = (1, 2, 2)
@@ -46,8 +47,11 @@ class DenoisingModel(Edits, GenerativeModel):
         blocks: int = 1
         """Residual blocks per resolution on the way down (one more on the way up); mlp: layers."""
         attention: tuple[int, ...] = (8,)
-        """Resolutions with self-attention, by longer side in pixels; the coarsest always ends in
-        one."""
+        """Resolutions with self-attention, by longer side in pixels (audio: samples), after the
+        fold; the coarsest always ends in one. Of video there is attention over time there, too."""
+        fold: int = 1
+        """Samples of audio, or pixels of both sides, that become channels of one step, which makes
+        the network as much smaller (network unet)."""
         groups: int = 8
         """Groups of the group normalisation (network unet)."""
         unet: UNetOptions = field(default_factory=UNetOptions)
@@ -55,12 +59,16 @@ class DenoisingModel(Edits, GenerativeModel):
         dropout: float = 0.0
         """Share of features dropped inside residual blocks."""
         recompute: bool = False
-        """Keep little of the U-Net's features for the way back and compute them anew: less memory,
-        about a third more time."""
+        """Keep less of a step in memory and compute it again on the way back, a third slower
+        (network unet)."""
+        task: Task = "none"
+        """Learn images given a picture made of each: smaller ones (upscale-2, upscale-4), grey ones
+        (colourise), with holes (inpaint), instead of classes. Pairs (--data.pairs) need none."""
         conditional: bool = True
-        """Learn the classes or captions, where the data has any."""
+        """Learn the classes, captions or pairs, where the data has any."""
         label_dropout: float = 0.1
-        """Share of samples trained without their class or caption, which guidance needs."""
+        """Share of samples trained without their class, caption or picture, which guidance
+        needs."""
         text_width: int = 64
         """Width of the transformer that reads captions, a multiple of 4."""
         text_layers: int = 2
@@ -85,6 +93,7 @@ class DenoisingModel(Edits, GenerativeModel):
             check("channels", self.channels, low=2)
             check("groups", self.groups, low=1)
             check("blocks", self.blocks, low=1, high=64)
+            check("fold", self.fold, low=1, high=4096)
             check("dropout", self.dropout, low=0, high=0.99)
             check("label_dropout", self.label_dropout, low=0, high=1)
             check("text_width", self.text_width, low=4)
@@ -143,6 +152,11 @@ class DenoisingModel(Edits, GenerativeModel):
         plainly (arXiv 2404.07724)."""
         guidance_rescale: float = 0.0
         """Share of guidance's growth in contrast that is taken back (arXiv 2305.08891: 0.7)."""
+        guide: str = ""
+        """A weaker version to steer away from (autoguidance, arXiv 2406.02507): RUN or RUN@STEP, of
+        this model or a smaller one trained alike. It doubles the calls of a network."""
+        guide_scale: float = 2.0
+        """Strength w of weak + w (own − weak) with a guide: 1 is without it."""
         clip: Literal["none", "static", "dynamic"] = "static"
         """Keep the clean estimate of images in range: clamp it, or (dynamic) shrink it when it
         overshoots."""
@@ -161,6 +175,7 @@ class DenoisingModel(Edits, GenerativeModel):
                     "e.g. 0.1,0.9"
                 )
             check("guidance_rescale", self.guidance_rescale, low=0, high=1)
+            check("guide_scale", self.guide_scale, low=0, high=100)
 
     known_as: ClassVar[str]
     """Name in messages."""
@@ -183,6 +198,7 @@ class DenoisingModel(Edits, GenerativeModel):
 
     def __init__(self, config: Any, spec: Spec, condition: Condition | None = None) -> None:
         super().__init__(config, spec, condition if config.conditional else None)
+        self.take_up(task_of(config.task, spec, self.condition))
         classes = self.condition.count if isinstance(self.condition, Classes) else 0
         if isinstance(spec, Vector):
             self.mlp = DenoisingMLP(
@@ -195,56 +211,36 @@ class DenoisingModel(Edits, GenerativeModel):
             )
             return
         assert isinstance(spec, Grid)
-        sizes = [max(spec.size) // 2**i for i in range(len(config.multipliers))]
-        strange = [size for size in config.attention if size not in sizes]
-        if strange:
-            raise ConfigError(
-                f"attention = {strange[0]} is not a resolution of this network;"
-                f" it has {', '.join(map(str, sizes))} px"
-            )
-        captions = self.condition if isinstance(self.condition, Captions) else None
-        self.unet = UNet(
-            image_channels=spec.channels,
-            channels=config.channels,
-            multipliers=config.multipliers,
-            blocks=config.blocks,
-            attention=[size in config.attention for size in sizes],
-            groups=config.groups,
-            dropout=config.dropout,
-            classes=classes,
-            options=config.unet,
-            captions=(captions.vocabulary, captions.length) if captions else None,
-            text_width=config.text_width,
-            text_layers=config.text_layers,
-            out_channels=self.outputs * spec.channels,
-            recompute=config.recompute,
-        )
+        given = self.task.channels + 1 if self.task else 0
+        self.unet = make_unet(config, spec, self.condition, given=given, outputs=self.outputs)
 
     @classmethod
     def view(cls, config: Any, spec: Spec) -> Spec:
-        """Return images in [-1, 1], padded so that each resolution is half the one before; vectors.
+        """Return images and videos in [-1, 1] and audio, padded to be halved; vectors.
 
         Raises SpecError for other data and for a network that does not fit it.
         """
         if isinstance(spec, Vector):
             if config.network != "mlp":
                 raise SpecError(f"network {config.network!r} needs images; use mlp for a {spec}")
-            return spec
-        side_of(spec, cls.known_as)
-        if config.network == "mlp":
+            return fitting(config.task, spec, spec)
+        if config.network == "mlp" and isinstance(spec, Grid):
             raise SpecError(f"network 'mlp' learns vectors; use unet for a {spec}")
-        assert isinstance(spec, Grid)
-        size = tuple(padded(side, len(config.multipliers)) for side in spec.size)
-        return Grid(channels=spec.channels, size=size, domain="signed", levels=spec.levels)
+        return fitting(config.task, spec, padded_view(config, spec, cls.known_as))
 
     @property
     def bounded(self) -> bool:
-        """Whether data lie in [-1, 1]: images, not their latents."""
+        """Whether data lie in [-1, 1]: images and videos, not their latents, nor audio."""
         return isinstance(self.spec, Grid) and self.spec.domain == "signed"
 
     @property
+    def network_name(self) -> str:
+        """Name of the network that learns."""
+        return "unet" if isinstance(self.spec, Grid) else "mlp"
+
+    @property
     def _network(self) -> nn.Module:
-        return self.unet if isinstance(self.spec, Grid) else self.mlp
+        return getattr(self, self.network_name)
 
     # -- what a model of the family says --------------------------------------------------------
 
@@ -265,6 +261,10 @@ class DenoisingModel(Edits, GenerativeModel):
     def draw_noise(self, batch: Batch) -> Tensor:
         """Draw the noise that is added to the data, of its shape."""
         return batch.randn(*batch.x.shape[1:])
+
+    def draw_pair(self, batch: Batch, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the data and the noise to train on, each of batch.x's shape."""
+        return batch.x, self.draw_noise(batch)
 
     def spread_times(self, shares: Tensor) -> Tensor:
         """Return noise levels at shares (b,) in [0, 1) of their distribution in training."""
@@ -309,10 +309,12 @@ class DenoisingModel(Edits, GenerativeModel):
         """Adam over the network."""
         config = self.config
         schedule = Schedule(kind=config.decay, warmup=config.warmup)
-        (name,) = self.networks()
         return {
             "adam": Optim(
-                networks=(name,), lr=config.learning_rate, schedule=schedule, clip=config.clip
+                networks=(self.network_name,),
+                lr=config.learning_rate,
+                schedule=schedule,
+                clip=config.clip,
             )
         }
 
@@ -324,7 +326,7 @@ class DenoisingModel(Edits, GenerativeModel):
     def ema(self) -> Mapping[str, float]:
         """Average the network's weights; without it samples are noisy (FID 8 instead of 3)."""
         decay: float = self.config.ema
-        return dict.fromkeys(self.networks(), decay)
+        return {self.network_name: decay}
 
     # -- training -------------------------------------------------------------------------------
 
@@ -348,7 +350,7 @@ class DenoisingModel(Edits, GenerativeModel):
         return 0.0, {}
 
     def _dropped(self, batch: Batch) -> Tensor | None:
-        """Return the batch's classes or captions, some of them, by sample, as none."""
+        """Return the batch's classes, captions or pictures, some of them, by sample, as none."""
         condition = batch.condition if self.condition else None
         if condition is not None:
             dropped = batch.rand() < self.config.label_dropout
@@ -368,7 +370,7 @@ class DenoisingModel(Edits, GenerativeModel):
         self, batch: Batch, t: Tensor, condition: Tensor | None
     ) -> tuple[Tensor, Tensor | float, dict[str, Tensor]]:
         """Return the squared error (b,) of the network's output, and what `further_loss` says."""
-        x0, eps = batch.x, self.draw_noise(batch)
+        x0, eps = self.draw_pair(batch, condition)
         alpha, sigma = self._level(t)
         x_t = alpha * x0 + sigma * eps
         target = diffusion.target_of(self.prediction, x0, eps, alpha, sigma)
@@ -382,6 +384,10 @@ class DenoisingModel(Edits, GenerativeModel):
         x_t = x_t.float()
         if not isinstance(scale, float):
             x_t = x_t * scale
+        if self.task is not None:
+            if condition is None:
+                condition = x_t.new_zeros(len(x_t), self.task.channels + 1, *x_t.shape[2:])
+            x_t, condition = torch.cat([x_t, self.task.seen(condition)], 1), None
         return self._network(x_t, self.network_level(t), condition).float()
 
     def _level(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -397,7 +403,7 @@ class DenoisingModel(Edits, GenerativeModel):
 
         x_t: α_t x0 + σ_t ε, (b, *spec.shape). t: noise levels (b,), of the model's own scale; those
         below its cleanest are taken for it.
-        condition: int64, classes (b,) or captions (b, length); None is without.
+        condition: int64, classes (b,) or captions (b, length), or pictures; None is without.
         """
         return self.estimate(x_t, t, condition)[0]
 
@@ -431,7 +437,7 @@ class DenoisingModel(Edits, GenerativeModel):
         denoise = self._denoise(condition, options)
         own = {name: self.solver_option(name, options, denoise) for name in solver.options}
         x = solver.run(denoise, path, precise(x), noise, **own).float()
-        return x.clamp(-1, 1) if self.bounded else x
+        return self.agreed(x.clamp(-1, 1) if self.bounded else x, condition)
 
     def solver_option(self, name: str, options: Any, denoise: Guided) -> Any:
         """Return the value of a solver's option."""
@@ -443,19 +449,30 @@ class DenoisingModel(Edits, GenerativeModel):
 
     def guided(self, x_t: Tensor, t: Tensor, condition: Tensor | None, options: Any) -> Tensor:
         """Return the estimate of x0 with guidance."""
-        return guidance.guided(self, self.denoiser, x_t, t, condition, options)
+        return guided(self, self.denoiser, x_t, t, condition, options)
 
 
-def side_of(spec: Spec, name: str) -> int:
-    """Return the longer side of an image spec; raises SpecError for anything else."""
-    if not isinstance(spec, Grid) or len(spec.size) != 2:
-        kind = "images, (channels, height, width)"
-        raise SpecError(f"{name} learns {kind} or vectors; this data is a {spec}")
-    return max(spec.size)
+def fast_sizes(spec: Spec, name: str) -> dict[str, Any]:
+    """Return options of a network for minutes on a CPU: grids are folded to about 32 px.
+
+    Audio is folded twice as much as by default.
+    """
+    if not isinstance(spec, Grid):
+        return network_sizes(spec, name)
+    if len(spec.size) == 1:
+        return grid_sizes(spec, 512)
+    fold = max(1, round(max(spec.size[-2:]) / 32))
+    size = (*spec.size[:-2], *(-(-side // fold) for side in spec.size[-2:]))
+    return {**network_sizes(Grid(channels=spec.channels, size=size), name), "fold": fold}
 
 
 def network_sizes(spec: Spec, name: str) -> dict[str, Any]:
     """Return options of a small and quick network: minutes on a CPU for images up to 32 px."""
+    if isinstance(spec, Grid) and len(spec.size) == 1:
+        return grid_sizes(spec)
+    if isinstance(spec, Grid) and len(spec.size) == 3:
+        frame = Grid(channels=spec.channels, size=spec.size[1:])
+        return {**network_sizes(frame, name), **grid_sizes(spec)}
     if isinstance(spec, Vector):
         return {
             "network": "mlp",
@@ -474,9 +491,3 @@ def network_sizes(spec: Spec, name: str) -> dict[str, Any]:
     if side <= 32:
         return {"channels": 16, "multipliers": (1, 2, 4), "attention": attention, **light}
     return {"multipliers": (1, *[2] * (levels - 1)), "attention": attention}
-
-
-def padded(side: int, resolutions: int) -> int:
-    """Return the next multiple of 2^(resolutions − 1)."""
-    unit = 2 ** (resolutions - 1)
-    return -(-side // unit) * unit

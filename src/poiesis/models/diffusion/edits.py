@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from poiesis.models.image_condition import Holes
 from poiesis.rng import Noise
 from poiesis.sampling import editing
 
@@ -26,7 +27,9 @@ class Edits:
 
     Sampling: Any
     spec: Any
+    task: Any
     bounded: bool
+    draw: Any
     path: Any
     prior_std: Any
     _solved: Any
@@ -62,9 +65,13 @@ class Edits:
         """Return x (b, *spec.shape) with what a mask covers made anew; see `editing.inpaint`.
 
         mask: broadcastable to x, 1 where x is to be filled in. Of the options, sampler, eta, order
-        and tolerance have no meaning here: every step is DDPM's.
+        and tolerance have no meaning here: every step is DDPM's. A model that learned the task
+        inpaint samples as it always does.
         """
         options = self.Sampling() if options is None else options
+        if isinstance(self.task, Holes):
+            # It learned just that.
+            return self.draw(noise, self.task.known(x, mask <= 0), options)
         path = self.path(options)
         start = precise(noise.randn(*self.spec.shape) * self.prior_std(path))
         denoise = self._denoise(condition, options)

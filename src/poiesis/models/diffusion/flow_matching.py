@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from poiesis.config import check
+from poiesis.errors import ConfigError
 from poiesis.models.base import Batch, preset
 from poiesis.models.diffusion.continuous import ContinuousModel
-from poiesis.models.diffusion.denoising import network_sizes, padded, side_of
+from poiesis.models.diffusion.denoising import fast_sizes, network_sizes, padded, side_of
+from poiesis.rng import Noise
 from poiesis.sampling import diffusion
 from poiesis.sampling.processes import straight
-from poiesis.spec import Spec
+from poiesis.spec import Condition, Spec
 
 __all__ = ["FlowMatching"]
 
@@ -38,6 +43,20 @@ class FlowMatching(ContinuousModel):
         coupling: Literal["independent", "optimal-transport"] = "independent"
         """How noise is paired with data: at random, or within the batch so that the sum of squared
         distances is smallest, which straightens the flow (arXiv 2302.00482)."""
+        teacher: str = ""
+        """Run of flow-matching to straighten (reflow, arXiv 2209.03003): its network goes on to
+        learn lines from noise to what the teacher makes of it; empty: learn from the data."""
+        teacher_steps: int = 18
+        """Steps of Heun's method, two calls each, in which the teacher makes its data."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check("teacher_steps", self.teacher_steps, low=1, high=1000)
+            if self.teacher and self.coupling != "independent":
+                raise ConfigError(
+                    f"coupling = {self.coupling!r} has no use with a teacher, which pairs noise "
+                    "with data itself: leave it out"
+                )
 
     known_as = "flow-matching"
     process = straight()
@@ -50,9 +69,17 @@ class FlowMatching(ContinuousModel):
 
     @preset
     @staticmethod
+    def fast(spec: Spec) -> Config:
+        """For minutes on a CPU also beyond 32 px: pixels are folded into channels."""
+        return FlowMatching.Config(**fast_sizes(spec, "flow-matching"))
+
+    @preset
+    @staticmethod
     def cifar10(spec: Spec) -> Config:
         """The usual network and training for CIFAR-10: 35.7M parameters, hours on a GPU."""
-        sizes = [padded(side_of(spec, "flow-matching"), 4) // 2**i for i in range(4)]
+        sizes = [
+            padded(side_of(spec, "flow-matching's preset cifar10"), 4) // 2**i for i in range(4)
+        ]
         return FlowMatching.Config(
             channels=128,
             multipliers=(1, 2, 2, 2),
@@ -67,6 +94,40 @@ class FlowMatching(ContinuousModel):
             decay="constant",
             ema=0.9999,
         )
+
+    @classmethod
+    def parts(cls, config: Config) -> Mapping[str, str]:
+        """Return the teacher, if there is one."""
+        return {"teacher": config.teacher} if config.teacher else {}
+
+    @classmethod
+    def view_with(cls, config: Config, spec: Spec, parts: Mapping[str, Any]) -> Spec:
+        """Return the teacher's view; raises ConfigError for a model that is no flow."""
+        teacher = parts.get("teacher")
+        if teacher is None:
+            return cls.view(config, spec)
+        if not isinstance(teacher, FlowMatching):
+            raise ConfigError(
+                f"teacher = {config.teacher!r} is a {type(teacher).__name__}; give a run of "
+                "flow-matching"
+            )
+        return teacher.spec
+
+    def __init__(
+        self,
+        config: Config,
+        spec: Spec,
+        condition: Condition | None = None,
+        *,
+        parts: Mapping[str, Any] | None = None,
+    ) -> None:
+        teacher = (parts or {}).get("teacher")
+        super().__init__(config, spec, condition)
+        self.teacher = teacher
+        if teacher is not None:
+            self.condition = teacher.condition
+            network = copy.deepcopy(getattr(teacher, self.network_name))
+            setattr(self, self.network_name, network.requires_grad_(True))
 
     # -- the noise ------------------------------------------------------------------------------
 
@@ -90,6 +151,21 @@ class FlowMatching(ContinuousModel):
         if self.config.coupling == "independent":
             return eps
         return eps[matched(batch.x, eps, batch.condition if self.condition else None)]
+
+    def draw_pair(self, batch: Batch, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return data and noise; with a teacher the data are what it makes of the noise."""
+        x, eps = super().draw_pair(batch, condition)
+        if self.teacher is None:
+            return x, eps
+        with torch.no_grad():
+            return self.teacher.made_of(eps, condition, self.config.teacher_steps), eps
+
+    def made_of(self, eps: Tensor, condition: Tensor | None = None, steps: int = 18) -> Tensor:
+        """Return where the flow leads noise (b, *spec.shape), by Heun's method in float32."""
+        options = self.Sampling(sampler="heun", steps=steps)
+        path = self.path(options)
+        still = Noise(0, range(len(eps)), device=eps.device)  # Heun's method draws nothing.
+        return self._solved(path, eps * self.prior_std(path), still, condition, options)
 
     def network_level(self, t: Tensor) -> Tensor:
         """Return times on the scale of the embedding."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from poiesis.models.diffusion.autoguidance import weaker
 from poiesis.sampling import diffusion
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ class Guided:
         self.model = model
         self.condition = condition
         self.options = options
+        scale = options.guide_scale
+        self.weak = weaker(options.guide, model) if options.guide and scale != 1 else None
         self.rest: Tensor | None = None
         """What else the network said in the last call, for x_t under its condition."""
 
@@ -33,6 +36,9 @@ class Guided:
         if self.rest is not None:
             # Guidance asks twice at once: first under the condition.
             self.rest = self.rest[: len(x_t)]
+        if self.weak is not None:
+            worse = self.weak.denoiser(x_t.float(), t, self.condition)
+            x0 = diffusion.guide(x0, worse, self.options.guide_scale)
         if self.model.bounded:
             x0 = diffusion.clip_x0(x0, self.options.clip)
         return x0.to(x_t)

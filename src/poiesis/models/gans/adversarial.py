@@ -40,7 +40,7 @@ from poiesis.models.gans.penalties import (
 from poiesis.rng import Noise
 from poiesis.spec import Condition, Grid, Spec
 
-__all__ = ["Adversarial"]
+__all__ = ["Adversarial", "telling"]
 
 
 class Adversarial(GenerativeModel):
@@ -48,9 +48,9 @@ class Adversarial(GenerativeModel):
 
     A subclass sets, in its `__init__`, `generator`, called as generator(z, label) → data (b,
     *spec.shape) in the view's range, and `discriminator`, called as discriminator(x, label) →
-    logits (b,). z is (b, z); label is int64 (b,), float (b, k) for attributes and for mixtures of
-    classes, or None. A discriminator that can classify also takes ``classify=True`` and then
-    returns (logits, logits of the classes (b, k)).
+    logits (b,), or (b, k) of k discriminators whose losses add up. z is (b, z); label is int64
+    (b,), float (b, k) for attributes and for mixtures of classes, or None. A discriminator that can
+    classify also takes ``classify=True`` and then returns (logits, logits of the classes (b, k)).
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -173,6 +173,11 @@ class Adversarial(GenerativeModel):
         if config.augment == "ada":
             self.adaptation = Adaptation(target=config.augment_target, images=config.augment_images)
 
+    @property
+    def latent_size(self) -> int:
+        """Numbers that a sample is made of."""
+        return self.config.latent_dim
+
     @functools.cached_property
     def adversarial(self) -> losses.AdversarialLoss:
         """The loss that the configuration names; imported where it is needed, in training."""
@@ -250,7 +255,7 @@ class Adversarial(GenerativeModel):
         c, loss = self.config, self.adversarial
         fake_score, cost = self._judge(self._fake(batch), batch, step)
         real_score = self._judge(batch.x, batch, step)[0] if loss.paired else None
-        values = loss.generator(fake_score, real_score) + cost
+        values = _added(loss.generator(fake_score, real_score)) + cost
         if c.orthogonal:
             values = values + c.orthogonal * orthogonal(_weights(self.generator))
         return values, {}
@@ -293,7 +298,7 @@ class Adversarial(GenerativeModel):
         return self.config.penalty_weight
 
     def _fake(self, batch: Batch) -> Tensor:
-        return self.generator(batch.randn(self.config.latent_dim), batch.condition)
+        return self.generator(batch.randn(self.latent_size), batch.condition)
 
     def _judge(self, x: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor | float]:
         """Return the logits of x (b,) and the weighted cost of telling its class, (b,) or 0."""
@@ -302,7 +307,7 @@ class Adversarial(GenerativeModel):
             return self.discriminator(x, batch.condition), 0.0
         score, classes = self.discriminator(x, batch.condition, classify=True)
         assert batch.condition is not None
-        return score, weight * _telling(classes.float(), batch.condition)
+        return score, weight * telling(classes.float(), batch.condition)
 
     def _game(self, real: Tensor | None, fake: Tensor | None) -> Tensor:
         """Return the discriminator's loss on logits (b,); None leaves a term out."""
@@ -312,7 +317,7 @@ class Adversarial(GenerativeModel):
             # The expected loss if this share of the real samples is labelled as fake.
             turned = loss.discriminator(None, real) - loss.discriminator(real, None)
             values = values + share * turned
-        return values
+        return _added(values)
 
     @property
     def _has_gradient_penalty(self) -> bool:
@@ -360,13 +365,13 @@ class Adversarial(GenerativeModel):
             logs |= {"augment": self.augment_chance(), "r_t": self.adaptation.r_t.clone()}
         for name, score in (("real", real), ("fake", fake)):
             if score is not None:
-                logs[f"{name}_score"] = score
+                logs[f"{name}_score"] = _mean(score)
                 if boundary is not None:
                     told = score > boundary if name == "real" else score <= boundary
-                    logs[f"{name}_accuracy"] = told.float()
+                    logs[f"{name}_accuracy"] = _mean(told.float())
         if self.config.loss == "wasserstein" and real is not None and fake is not None:
             # Where the critic is at its optimum, the distance times its Lipschitz constant.
-            logs["earth_mover"] = real.float() - fake.float()
+            logs["earth_mover"] = _mean(real.float() - fake.float())
         return logs
 
     # -- what it can do --------------------------------------------------------------------------
@@ -396,7 +401,7 @@ class Adversarial(GenerativeModel):
             z = self.draw_latent(noise)
         else:
             below = torch.special.ndtr(torch.tensor(-options.truncation, dtype=torch.float64))
-            share = below + (1 - 2 * below) * noise.rand(self.config.latent_dim).double()
+            share = below + (1 - 2 * below) * noise.rand(self.latent_size).double()
             z = torch.special.ndtri(share).float()
         return z * options.temperature
 
@@ -409,7 +414,7 @@ class Adversarial(GenerativeModel):
 
     def draw_latent(self, noise: Noise) -> Tensor:
         """Return standard normal z (n, z)."""
-        return noise.randn(self.config.latent_dim)
+        return noise.randn(self.latent_size)
 
     @torch.no_grad()
     def decode(self, latent: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -427,7 +432,17 @@ class Adversarial(GenerativeModel):
         return condition
 
 
-def _telling(logits: Tensor, label: Tensor) -> Tensor:
+def _added(values: Tensor) -> Tensor:
+    """Return (b,) of values (b,) or (b, k): those of several discriminators added up."""
+    return values.flatten(1).sum(1) if values.dim() > 1 else values
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Return (b,) of values (b,) or (b, k): the mean over several discriminators."""
+    return values.flatten(1).mean(1) if values.dim() > 1 else values
+
+
+def telling(logits: Tensor, label: Tensor) -> Tensor:
     """Return the cross-entropy of telling classes (b,), or each of the attributes (b, k): (b,)."""
     if label.is_floating_point():
         return F.binary_cross_entropy_with_logits(logits, label, reduction="none").sum(1)

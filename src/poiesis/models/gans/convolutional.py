@@ -26,6 +26,7 @@ __all__ = [
     "TutorialGenerator",
     "check_widths",
     "doubling",
+    "full_size",
     "initialise",
     "initialise_he",
 ]
@@ -46,7 +47,7 @@ class ConvGenerator(nn.Module):
                 nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, bias=False),
             ]
         layers += [nn.BatchNorm2d(widths[-1]), nn.ReLU()]
-        if _full_size(widths, spec):
+        if full_size(widths, spec):
             layers.append(nn.Conv2d(widths[-1], spec.channels, 3, padding=1))
         else:
             layers.append(nn.ConvTranspose2d(widths[-1], spec.channels, 4, stride=2, padding=1))
@@ -77,7 +78,7 @@ class ConvDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         back = widths[::-1]
-        if _full_size(widths, spec):
+        if full_size(widths, spec):
             layers: list[nn.Module] = [nn.Conv2d(spec.channels, back[0], 3, padding=1)]
         else:
             layers = [nn.Conv2d(spec.channels, back[0], 4, stride=2, padding=1)]
@@ -170,11 +171,11 @@ class TutorialDiscriminator(nn.Module):
 
 def initialise(module: nn.Module) -> None:
     """Draw weights from N(0, 0.02), BatchNorm's from N(1, 0.02) (section 3 of the paper)."""
-    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+    if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.BatchNorm2d):
+    elif isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
         nn.init.normal_(module.weight, 1.0, 0.02)
     elif isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, 0.0, 0.02)
@@ -204,5 +205,6 @@ def doubling(size: int, *, last: int, most: int) -> tuple[int, ...]:
     return tuple(min(most, last * 2**i) for i in reversed(range(count)))
 
 
-def _full_size(widths: Sequence[int], spec: Grid) -> bool:
+def full_size(widths: Sequence[int], spec: Grid) -> bool:
+    """Return whether `widths` end at the full size of the images."""
     return 2 ** (len(widths) + 1) == spec.size[0]

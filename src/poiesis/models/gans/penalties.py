@@ -31,24 +31,38 @@ def gradient_penalty(
 ) -> Tensor:
     """Return (‖∇score‖ − 1)² between real and fake, (b,) (arXiv:1704.00028, eq. 3).
 
-    score: data (b, …) → (b,). epsilon: (b,) in [0, 1], the share of `real`.
+    score: data (b, …) → (b,), or (b, k), whose penalties add up. epsilon: (b,) in [0, 1], the share
+    of `real`.
     """
     share = epsilon.view(-1, *[1] * (real.dim() - 1))
     between = (share * real + (1 - share) * fake.float()).detach().requires_grad_()
     with twice_differentiable():
         scores = score(between)
     # At zero, the derivative of the root would be infinite.
-    return (squared_gradient(scores, between).clamp(min=1e-24).sqrt() - 1).square()
+    squares = (each.clamp(min=1e-24) for each in _squares(scores, between))
+    return torch.stack([(square.sqrt() - 1).square() for square in squares]).sum(0)
 
 
 def squared_gradient(scores: Tensor, x: Tensor) -> Tensor:
     """Return ‖∇score‖² by x, (b,): R1 at real x, R2 at fake x (arXiv:1801.04406, eq. 9).
 
-    scores: (b,), computed from x (b, …), which requires a gradient.
+    scores: (b,), or (b, k), whose squares add up; computed from x (b, …), which requires a
+    gradient.
     """
+    return torch.stack(list(_squares(scores, x))).sum(0)
+
+
+def _squares(scores: Tensor, x: Tensor) -> Iterator[Tensor]:
+    """Yield ‖∇score‖² (b,) of scores (b,), or of each column of scores (b, k)."""
     again = torch.is_grad_enabled()
-    (gradient,) = torch.autograd.grad(scores, x, torch.ones_like(scores), create_graph=again)
-    return gradient.float().square().sum(tuple(range(1, x.dim())))
+    with torch.enable_grad():  # a column cut out without would have no gradient
+        columns = scores.unbind(1) if scores.dim() > 1 else (scores,)
+    for number, column in enumerate(columns, 1):
+        kept = again or number < len(columns)
+        (gradient,) = torch.autograd.grad(
+            column, x, torch.ones_like(column), create_graph=again, retain_graph=kept
+        )
+        yield gradient.float().square().sum(tuple(range(1, x.dim())))
 
 
 def orthogonal(weights: Iterable[Tensor]) -> Tensor:

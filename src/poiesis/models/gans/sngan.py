@@ -40,14 +40,15 @@ class SNGAN(ResidualGAN):
     @preset
     @staticmethod
     def default(spec: Spec) -> Config:
-        """Narrow networks, one critic step, a higher rate and averaged weights: for a CPU."""
+        """Narrow networks, one critic step, higher rates and averaged weights: for a CPU."""
         generator, discriminator = fast_widths(spec, SNGAN.__name__)
         return SNGAN.Config(
             generator_widths=generator,
             discriminator_widths=discriminator,
             final_size=4,
-            generator_lr=5e-4,
-            discriminator_lr=5e-4,
+            initialisation="orthogonal",
+            generator_lr=4e-4,
+            discriminator_lr=8e-4,
             beta2=0.99,
             ema=0.999,
         )
