@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Draws", "Noise", "active", "generator", "mix", "row_streams", "seed_torch"]
+__all__ = ["Draws", "Noise", "active", "generator", "mix", "replayed", "row_streams", "seed_torch"]
 
 _MASK = (1 << 64) - 1
 
@@ -87,6 +87,20 @@ class Draws:
             self._streams = [generator(*self.keys, "row", row) for row in rows]
         return self._streams
 
+    def copy(self) -> Draws:
+        """Return draws that go on as these would."""
+        import torch
+
+        same = Draws(
+            self.keys, total=self.total, start=self.start, size=self.size, device=self.device
+        )
+        same._calls = self._calls
+        if self._streams is not None:
+            same._streams = [
+                torch.Generator().set_state(stream.get_state()) for stream in self._streams
+            ]
+        return same
+
     def _next(self) -> torch.Generator:
         self._calls += 1
         return generator(*self.keys, self._calls, device=self.device)
@@ -135,6 +149,12 @@ def active(draws: Draws) -> Iterator[None]:
         yield
     finally:
         _active = before
+
+
+def replayed() -> contextlib.AbstractContextManager[None]:
+    """Return a context in which layers draw again what they draw from now on."""
+    draws = _active
+    return contextlib.nullcontext() if draws is None else active(draws.copy())
 
 
 def row_streams(rows: int) -> list[torch.Generator] | None:

@@ -22,6 +22,7 @@ from poiesis.config import check
 from poiesis.errors import ConfigError
 from poiesis.nn.dropout import Dropout
 from poiesis.nn.group_norm import GroupNorm
+from poiesis.nn.recompute import recomputed
 from poiesis.nn.text_encoder import Text, TextEncoder
 
 __all__ = ["UNet", "UNetOptions", "sinusoidal_embedding"]
@@ -215,9 +216,15 @@ class Level(nn.Module):
         self.resample = resample
         self.temporal = nn.ModuleList()
         """Of a video: what follows each block and looks at other frames."""
+        self.recompute = False
 
     def block(self, i: int, x_bchw: Tensor, emb_be: Tensor, text: Text | None = None) -> Tensor:
         """Run residual block i and the attention after it, if there is one."""
+        if self.recompute and self.training:
+            return recomputed(self._block, i, x_bchw, emb_be, text)
+        return self._block(i, x_bchw, emb_be, text)
+
+    def _block(self, i: int, x_bchw: Tensor, emb_be: Tensor, text: Text | None) -> Tensor:
         x_bchw = self.resnets[i](x_bchw, emb_be)
         x_bchw = self.attentions[i](x_bchw, text) if i < len(self.attentions) else x_bchw
         return self.temporal[i](x_bchw) if i < len(self.temporal) else x_bchw
@@ -270,7 +277,8 @@ class UNet(nn.Module):
     resolution has attention; the middle always does. classes: 0, or the number of classes; class
     number `classes` then means "no class". captions: tokens and length of captions, or None;
     attention is then paid to their tokens too. text_width, text_layers: sizes of the encoder of
-    these. kernel: of the convolutions. Raises ConfigError for widths that groups or heads don't
+    these. kernel: of the convolutions. recompute: keep only what goes between the blocks for the
+    way back and compute the rest again. Raises ConfigError for widths that groups or heads don't
     divide.
     """
 
@@ -290,6 +298,7 @@ class UNet(nn.Module):
         text_width: int = 64,
         text_layers: int = 2,
         kernel: Kernel = (3, 3),
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         options = options or UNetOptions()
@@ -355,6 +364,8 @@ class UNet(nn.Module):
 
         self.conv_norm_out = GroupNorm(groups, current, eps=options.norm_eps)
         self.conv_out = _conv(current, image_channels, kernel)
+        for level in (*self.down_blocks, self.mid_block, *self.up_blocks):
+            level.recompute = recompute  # type: ignore[assignment]
         self._init_weights()
 
     def _init_weights(self) -> None:

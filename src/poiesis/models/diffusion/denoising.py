@@ -54,6 +54,9 @@ class DenoisingModel(GenerativeModel):
         """Finer points of the U-Net, in which published ones differ."""
         dropout: float = 0.0
         """Share of features dropped inside residual blocks."""
+        recompute: bool = False
+        """Keep less of a step in memory and compute it again on the way back, a third slower
+        (network unet)."""
         conditional: bool = True
         """Learn the classes or captions, where the data has any."""
         label_dropout: float = 0.1

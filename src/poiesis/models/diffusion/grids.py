@@ -75,6 +75,7 @@ def make_unet(config: Any, spec: Grid, condition: Condition | None) -> UNet:
         "attention": [side in config.attention for side in sides],
         "groups": config.groups,
         "dropout": config.dropout,
+        "recompute": config.recompute,
         "classes": condition.count if isinstance(condition, Classes) else 0,
         "options": config.unet,
         "captions": (captions.vocabulary, captions.length) if captions else None,
