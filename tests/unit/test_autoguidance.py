@@ -5,7 +5,7 @@ import torch
 
 import poiesis
 from poiesis.errors import ConfigError
-from poiesis.models.diffusion import denoising
+from poiesis.models.diffusion import guidance
 from poiesis.models.diffusion.edm import EDM
 from poiesis.models.trained import load
 from poiesis.rng import Noise
@@ -34,7 +34,7 @@ def test_guidance_of_a_gaussian_has_a_closed_form(monkeypatch):
     D, so weight w of the one and 1 − w of the other make the product of such powers.
     """
     model, weak = exact(0.5), exact(0.8)
-    monkeypatch.setattr(denoising, "weaker", lambda guide, own: weak)
+    monkeypatch.setattr(guidance, "weaker", lambda guide, own: weak)
     for scale in (1, 2, 3):
         options = EDM.Sampling(sampler="heun", steps=200, guide="weak", guide_scale=scale)
         x = model.draw(Noise(0, range(8)), None, options)
@@ -47,7 +47,7 @@ def test_guidance_of_a_gaussian_has_a_closed_form(monkeypatch):
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpm-solver++", "unipc"])
 def test_scale_one_is_the_model_itself(sampler, monkeypatch):
     model = exact(0.5)
-    monkeypatch.setattr(denoising, "weaker", lambda guide, own: exact(0.8))
+    monkeypatch.setattr(guidance, "weaker", lambda guide, own: exact(0.8))
     draws = [
         model.draw(Noise(0, range(4)), None, EDM.Sampling(sampler=sampler, steps=5, **how))
         for how in ({}, {"guide": "weak", "guide_scale": 1.0}, {"guide": "weak"})

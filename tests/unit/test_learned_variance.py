@@ -189,6 +189,3 @@ def test_the_improved_preset_is_the_papers_size():
         model = DDPM(config, DDPM.view(config, spec))
     # Improved DDPM's released CIFAR-10 network has 52.5 million parameters.
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(52.5, abs=0.2)
-
-
-# -- recomputing ----------------------------------------------------------------------------------
