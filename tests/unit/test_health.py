@@ -178,6 +178,9 @@ def test_collapse_from_the_start_is_told_when_it_gets_no_better():
     # A model that begins with copies, and gets better by more than chance, is on its way.
     better = [{**ONE_MODE, "vendi": 1.2 + k, "recall": 0.01 * k} for k in range(12)]
     assert all(raised(*better[:n]) == [] for n in range(1, 13))
+    # One that wanders from kind to kind has better and worse moments.
+    wander = [{**ONE_MODE, "vendi": 2.0 + v} for v in (0, 0.1, 3.5, 0, 0.2, 0.1, 4, 0.3, 0, 0.2)]
+    assert "collapse" in [name for n in range(1, 11) for name in raised(*wander[:n])]
     # By less than chance it does not.
     assert raised(*[{**ONE_MODE, "recall": 0.1 + 0.002 * k} for k in range(6)]) == ["collapse"]
 

@@ -8,6 +8,7 @@ a resumed run comes to the same verdicts. What the numbers are is told in `monit
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,9 @@ STILL = 2.0**-23
 """Relative change of weights that float32 can't hold."""
 ADAM = 1e-8
 """Root mean square of gradients below which Adam's epsilon swallows them."""
+PROGRESS = 0.05
+"""Share of what real data reach that a number must rise by in half of a stage to be getting better:
+samples that wander from one kind to the next have better and worse moments."""
 GROWTH = 2.0
 """Factor of a layer's largest singular value from one check to the next."""
 
@@ -114,7 +118,8 @@ def _share(check: Check, nulls: Mapping[str, Null], name: str) -> float:
 def _improves(check: Check, before: Sequence[Check], nulls: Mapping[str, Null]) -> bool:
     """Return whether the samples got better in the second half of the stage's steps so far.
 
-    Beyond chance, in any of three numbers. True where there was no time to tell.
+    In any of three numbers, at their best beyond chance and as they usually are noticeably. True
+    where there was no time to tell.
     """
     first = [c for c in before if c.since <= check.since / 2]
     second = [c for c in (*before, check) if c.since > check.since / 2]
@@ -122,9 +127,15 @@ def _improves(check: Check, before: Sequence[Check], nulls: Mapping[str, Null]) 
         return True
     return any(
         _best(second, name) > _best(first, name) + SURE * nulls[name].sd
+        and _usual(second, name) > _usual(first, name) + PROGRESS * nulls[name].mean
         for name in ("vendi", "recall", "coverage")
         if name in nulls
     )
+
+
+def _usual(checks: Sequence[Check], name: str) -> float:
+    known = [c.values[name] for c in checks if not math.isnan(c.values.get(name, math.nan))]
+    return statistics.median(known) if known else 0.0
 
 
 def _best(checks: Sequence[Check], name: str) -> float:
