@@ -8,10 +8,10 @@ grid: each model learns the 25 Gaussians; 10,000 samples are counted as VEEGAN a
 `poiesis.metrics.modes`. To reach: 25 of 25 modes and 95% of high quality (true samples: 98.9%).
 
 ring: the plain GAN learns the 8 Gaussians from 20 seeds, as it comes and with a discriminator that
-learns ten times as slowly, which makes it collapse (`slow-gan`). Whether a run collapsed is settled without
-the monitors, by counting modes at 20 checkpoints: it did if at two of them in a row, from step 500
-on, at most half of the modes had a tenth of their fair share of samples. An alarm of collapse
-must have been raised in these runs, and in no other.
+learns ten times as slowly, which makes it collapse (`slow-gan`). Whether a run collapsed is settled
+without the monitors, by counting modes at 20 checkpoints: it did if at two of them in a row, from
+step 500 on, at most half of the modes had a tenth of their fair share of samples. An alarm of
+collapse must have been raised in these runs, and in no other.
 
 A model that this version doesn't list is left out, with a word. What is done is not done again.
 """
