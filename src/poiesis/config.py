@@ -15,7 +15,7 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -23,6 +23,7 @@ from poiesis.errors import ConfigError, suggest
 
 __all__ = [
     "check",
+    "check_each",
     "field_docs",
     "flatten",
     "from_dict",
@@ -155,6 +156,24 @@ def check(
         left = "(" if open_low or low == -math.inf else "["
         right = ")" if high == math.inf else "]"
         raise ConfigError(f"{name} = {value} is outside {left}{low:g}, {high:g}{right}")
+
+
+def check_each(
+    name: str,
+    values: Sequence[float],
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    most: int | None = None,
+    example: str = "64,128",
+) -> None:
+    """Raise ConfigError unless there are values, `most` of them at most, all in [low, high]."""
+    if not values:
+        raise ConfigError(f"{name} = () is empty; give at least one, e.g. {example}")
+    if most is not None and len(values) > most:
+        raise ConfigError(f"{name} = {values} has not 1 to {most} values, e.g. {example}")
+    for value in values:
+        check(name, value, low=low, high=high)
 
 
 @functools.cache

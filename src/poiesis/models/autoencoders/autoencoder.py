@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from poiesis.config import check
-from poiesis.errors import ConfigError, SpecError
+from poiesis.config import check, check_each
+from poiesis.errors import SpecError
 from poiesis.models.autoencoders.density import LatentDensity, LatentSampling
 from poiesis.models.autoencoders.mixture import log_bernoulli
 from poiesis.models.autoencoders.networks import (
@@ -88,10 +88,8 @@ class Autoencoder(GenerativeModel):
         """Decay per step of the averaged weights, with which it works; 0 is none."""
 
         def __post_init__(self) -> None:
-            if not self.widths and self.network != "linear":
-                raise ConfigError("widths = () is empty; give at least one, e.g. 32,64")
-            for width in self.widths:
-                check("widths", width, low=1, high=8192)
+            if self.widths or self.network != "linear":
+                check_each("widths", self.widths, low=1, high=8192)
             check("blocks", self.blocks, low=0, high=64)
             check("latent_dim", self.latent_dim, low=1, high=65536)
             check("weight_decay", self.weight_decay, low=0, high=100)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from poiesis.config import check
+from poiesis.config import check, check_each
 from poiesis.errors import CapabilityError, ConfigError, SpecError
 from poiesis.models.autoencoders.mixture import (
     bernoulli_cdf,
@@ -112,10 +112,7 @@ class VAE(GenerativeModel):
         """Decay per step of the averaged weights; 0 is none."""
 
         def __post_init__(self) -> None:
-            if not self.widths:
-                raise ConfigError("widths = () is empty; give at least one, e.g. 32,64")
-            for width in self.widths:
-                check("widths", width, low=1, high=8192)
+            check_each("widths", self.widths, low=1, high=8192)
             check("blocks", self.blocks, low=0, high=64)
             check("latent_dim", self.latent_dim, low=1, high=65536)
             check("mixtures", self.mixtures, low=1, high=1000)

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from poiesis.config import check
-from poiesis.errors import ConfigError, SpecError
+from poiesis.config import check, check_each
+from poiesis.errors import SpecError
 from poiesis.models.autoencoders.networks import (
     Labelled,
     dense,
@@ -74,10 +74,7 @@ class VAEGAN(GenerativeModel):
         """Decay per step of the averaged weights of encoder and decoder; 0 is none."""
 
         def __post_init__(self) -> None:
-            if not self.widths:
-                raise ConfigError("widths = () is empty; give at least one, e.g. 32,64")
-            for width in self.widths:
-                check("widths", width, low=1, high=8192)
+            check_each("widths", self.widths, low=1, high=8192)
             check("blocks", self.blocks, low=0, high=64)
             check("latent_dim", self.latent_dim, low=1, high=65536)
             check("likeness", self.likeness, low=0, open_low=True)

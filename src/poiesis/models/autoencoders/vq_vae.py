@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from poiesis.config import check
+from poiesis.config import check, check_each
 from poiesis.errors import ConfigError, SpecError
 from poiesis.models.autoencoders.codebook import Codebook, perplexity
 from poiesis.models.autoregressive.transformer import Transformer
@@ -105,10 +105,7 @@ class VQVAE(GenerativeModel):
         """Share of the run that the second stage takes, [0.01, 0.99]."""
 
         def __post_init__(self) -> None:
-            if not self.widths:
-                raise ConfigError("widths = () is empty; give at least one, e.g. 64,128")
-            for width in self.widths:
-                check("widths", width, low=1, high=8192)
+            check_each("widths", self.widths, low=1, high=8192)
             check("blocks", self.blocks, low=0, high=64)
             check("codes", self.codes, low=2, high=65536)
             check("code_dim", self.code_dim, low=1, high=65536)

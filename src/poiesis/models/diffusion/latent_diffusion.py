@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from poiesis.config import check
+from poiesis.config import check, check_each
 from poiesis.errors import ConfigError
 from poiesis.models.autoencoders.vae import kl_normal
 from poiesis.models.autoencoders.vq_vae import VQVAE
@@ -83,10 +83,7 @@ class LatentDiffusion(GenerativeModel):
         """Options of the second stage."""
 
         def __post_init__(self) -> None:
-            if not self.widths:
-                raise ConfigError("widths = () is empty; give at least one, e.g. 64,128")
-            for width in self.widths:
-                check("widths", width, low=1, high=8192)
+            check_each("widths", self.widths, low=1, high=8192)
             check("blocks", self.blocks, low=0, high=64)
             check("latent_channels", self.latent_channels, low=1, high=1024)
             check("kl", self.kl, low=0)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from poiesis.config import check
+from poiesis.config import check, check_each
 from poiesis.errors import ConfigError
 from poiesis.models.base import Batch, Loss, Phase, Stage, preset
 from poiesis.models.gans.adversarial import Adversarial
@@ -67,10 +67,9 @@ class DCGAN(Adversarial):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if not 1 <= len(self.widths) <= 7:
-                raise ConfigError(f"widths = {self.widths} has not 1 to 7 values, e.g. 256,128,64")
-            for width in (*self.widths, *self.discriminator_widths):
-                check("widths", width, low=1, high=8192)
+            check_each("widths", self.widths, low=1, high=8192, most=7, example="256,128,64")
+            for width in self.discriminator_widths:
+                check("discriminator_widths", width, low=1, high=8192)
             tutorial = self.network == "tutorial"
             if len(self.discriminator_widths) != (len(self.widths) if tutorial else 0):
                 raise ConfigError(

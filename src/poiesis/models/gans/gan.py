@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from poiesis.config import check
-from poiesis.errors import ConfigError, SpecError
+from poiesis.config import check, check_each
+from poiesis.errors import SpecError
 from poiesis.models.base import preset
 from poiesis.models.gans.adversarial import Adversarial
 from poiesis.models.gans.dense import DenseDiscriminator, DenseGenerator
@@ -49,10 +49,7 @@ class GAN(Adversarial):
         def __post_init__(self) -> None:
             super().__post_init__()
             for name in ("generator_widths", "discriminator_widths"):
-                if not getattr(self, name):
-                    raise ConfigError(f"{name} = () is empty; give at least one, e.g. 256,512")
-                for width in getattr(self, name):
-                    check(name, width, low=1, high=65536)
+                check_each(name, getattr(self, name), low=1, high=65536)
             check("dropout", self.dropout, low=0, high=0.95)
             check("label_dim", self.label_dim, low=1, high=65536)
 

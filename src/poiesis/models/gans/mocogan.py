@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from poiesis.config import check
-from poiesis.errors import ConfigError, SpecError
+from poiesis.config import check, check_each
+from poiesis.errors import SpecError
 from poiesis.models.base import Batch, preset
 from poiesis.models.gans.adversarial import Adversarial, telling
 from poiesis.models.gans.convolutional import (
@@ -162,10 +162,7 @@ class MoCoGAN(Adversarial):
         def __post_init__(self) -> None:
             super().__post_init__()
             check("motion_dim", self.motion_dim, low=1, high=4096)
-            if not 1 <= len(self.widths) <= 7:
-                raise ConfigError(f"widths = {self.widths} has not 1 to 7 values, e.g. 64,32,16")
-            for width in self.widths:
-                check("widths", width, low=1, high=8192)
+            check_each("widths", self.widths, low=1, high=8192, most=7, example="64,32,16")
             check("batch_size", self.batch_size, low=2)
 
     @preset

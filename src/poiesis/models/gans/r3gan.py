@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from poiesis.config import check
+from poiesis.config import check, check_each
 from poiesis.errors import ConfigError
 from poiesis.models.base import Batch, Loss, Optim, Schedule, preset
 from poiesis.models.gans.adversarial import Adversarial
@@ -80,11 +80,9 @@ class R3GAN(Adversarial):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if not 1 <= len(self.widths) <= 8:
-                raise ConfigError(f"widths = {self.widths} has not 1 to 8 values, e.g. 256,128,64")
+            check_each("widths", self.widths, low=1, high=8192, most=8, example="256,128,64")
             check("group", self.group, low=1, high=8192)
             for width in self.widths:
-                check("widths", width, low=1, high=8192)
                 if EXPANSION * width % self.group:
                     raise ConfigError(
                         f"widths = {self.widths}: twice {width} channels are no multiple of "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from poiesis.config import check
+from poiesis.config import check, check_each
 from poiesis.errors import ConfigError
 from poiesis.models.base import preset
 from poiesis.models.gans.adversarial import Adversarial
@@ -63,10 +63,7 @@ class WGAN(Adversarial):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if not 1 <= len(self.widths) <= 16:
-                raise ConfigError(f"widths = {self.widths} has not 1 to 16 values, e.g. 256,128,64")
-            for width in self.widths:
-                check("widths", width, low=1, high=8192)
+            check_each("widths", self.widths, low=1, high=8192, most=16, example="256,128,64")
             # The generator normalises over the batch.
             check("batch_size", self.batch_size, low=2)
 
