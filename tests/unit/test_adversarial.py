@@ -513,7 +513,7 @@ def test_candidates_are_the_best_where_logits_are_no_ratios():
         (GAN, {"label_smoothing": 0.1, "loss": "relativistic"}, POINTS, "of single samples"),
         (GAN, {"auxiliary_weight": 1.0}, POINTS, "set conditional = True"),
         (GAN, {"penalty_every": 0}, POINTS, "penalty_every = 0"),
-        (WGAN, {"widths": ()}, DIGITS, "1 to 16"),
+        (WGAN, {"widths": ()}, DIGITS, "is empty"),
         (WGAN, {"network": "convolutional"}, POINTS, "use mlp"),
         (WGAN, {"network": "residual"}, COLOUR, "3 values; images of 32 px need 4"),
         (CGAN, {}, POINTS, "needs data with classes"),

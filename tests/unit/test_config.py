@@ -189,3 +189,13 @@ def test_only_one_length_of_training():
     for bad in ({"steps": 0}, {"epochs": 0}, {"accumulate": 0}, {"clip": -1}, {"keep": 0}):
         with pytest.raises(ConfigError, match=f"train.{next(iter(bad))} = .* is outside"):
             TrainConfig(**bad)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [((), r"w = \(\) is empty"), ((1, 2, 3, 4), "has not 1 to 3"), ((1, 9), "w = 9 is outside")],
+)
+def test_lists_out_of_bounds_say_so(values, says):
+    configs.check_each("w", (1, 2, 3), low=1, high=8, most=3)
+    with pytest.raises(ConfigError, match=says):
+        configs.check_each("w", values, low=1, high=8, most=3)

@@ -223,7 +223,7 @@ def test_learns_classes():
     [
         ({}, Tokens(vocabulary=9, length=4), SpecError, "images of 1 to 4 channels"),
         ({"widths": (64,)}, COLOUR, ConfigError, "make 8 px, not the 32 px"),
-        ({"widths": ()}, COLOUR, ConfigError, "1 to 8"),
+        ({"widths": ()}, COLOUR, ConfigError, "is empty"),
         ({"widths": (20, 20, 20)}, COLOUR, ConfigError, "no multiple of group = 32"),
         ({"patch": 3}, COLOUR, ConfigError, "patch = 3"),
         ({"auxiliary_weight": 1.0, "conditional": True}, COLOUR, ConfigError, "a classifier"),
