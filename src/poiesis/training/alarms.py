@@ -116,14 +116,14 @@ def _share(check: Check, nulls: Mapping[str, Null], name: str) -> float:
 
 
 def _improves(check: Check, before: Sequence[Check], nulls: Mapping[str, Null]) -> bool:
-    """Return whether the samples got better in the second half of the stage's steps so far.
+    """Return whether the samples are better in the second half of the stage's checks so far.
 
     In any of three numbers, at their best beyond chance and as they usually are noticeably. True
-    where there was no time to tell.
+    where there are too few to tell.
     """
-    first = [c for c in before if c.since <= check.since / 2]
-    second = [c for c in (*before, check) if c.since > check.since / 2]
-    if len(first) < 2 or len(second) < 2:
+    checks = [*before, check]
+    first, second = checks[: len(checks) // 2], checks[len(checks) // 2 :]
+    if len(first) < 2:
         return True
     return any(
         _best(second, name) > _best(first, name) + SURE * nulls[name].sd

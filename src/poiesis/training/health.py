@@ -2,9 +2,10 @@
 
 Every so often `Health.look` draws a few hundred samples with noise of its own, measures them and
 the networks (`monitors`), and lets rules judge the numbers (`alarms`). It may take `SHARE` of the
-training time: a look is due once that much has been saved up for it. The steps of all looks are
-kept in the run, so that a resumed one looks at the same steps again. Looking changes nothing in
-training, but with `train.rollback` an alarm sends it back.
+training time: a look is due once that much has been saved up for it; measuring the real samples
+once comes on top. The steps of all looks are kept in the run, so that a resumed one looks at the
+same steps again. Looking changes nothing in training, but with `train.rollback` an alarm sends it
+back.
 """
 
 from __future__ import annotations
@@ -241,7 +242,8 @@ class Health:
         if engine.config.rollback and not alarms.wrong(self.checks, self.nulls):
             engine.save("healthy")
         spent, once = processes.largest(time.monotonic() - began, self._preparing)
-        self.spent += spent
+        # What is done once is no share of anything; short runs would see nothing for long after it.
+        self.spent += spent - once
         self.cost = spent - once
         self._write(check, found)
         for alarm in found:
