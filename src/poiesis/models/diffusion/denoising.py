@@ -25,7 +25,7 @@ from poiesis.models.image_condition import FromPictures, Task, fitting, task_of
 from poiesis.nn.denoising_mlp import DenoisingMLP
 from poiesis.nn.unet import UNetOptions
 from poiesis.rng import Noise
-from poiesis.sampling import diffusion, solvers
+from poiesis.sampling import counting, diffusion, solvers
 from poiesis.spec import Classes, Condition, Grid, Spec, Vector
 
 __all__ = ["DenoisingModel", "fast_sizes", "network_sizes", "padded", "side_of"]
@@ -380,10 +380,8 @@ class DenoisingModel(Edits, FromPictures):
 
     def output(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """Return the network's output at levels t (b,), float32, (b, outputs · channels, …)."""
-        scale = self.input_scale(*self._level(t))
-        x_t = x_t.float()
-        if not isinstance(scale, float):
-            x_t = x_t * scale
+        counting.asked(len(x_t))
+        x_t = x_t.float() * self.input_scale(*self._level(t))
         if self.task is not None:
             if condition is None:
                 condition = x_t.new_zeros(len(x_t), self.task.channels + 1, *x_t.shape[2:])
