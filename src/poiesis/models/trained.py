@@ -61,7 +61,8 @@ def build(
 ) -> GenerativeModel:
     """Construct a model for native data `spec`, loading its parts from the run's copies."""
     # A model is conditional where its configuration asks for it and the data has a condition.
-    use = condition if getattr(config, "conditional", False) else None
+    wanted = getattr(config, "conditional", False) or getattr(config, "classifier", False)
+    use = condition if wanted else None
     if isinstance(use, Attributes) and not cls.mixes_classes:
         raise ConfigError(
             f"{cls.__name__} learns by class, not by attribute; use a GAN, or one class a row "
