@@ -355,6 +355,9 @@ def _leaderboard(rows: Sequence[Row]) -> Leaderboard:
             best[name] = set()
             why = str(error).partition(": evaluate")[0]
             notes.append(f"{NAMES.get(name, name)} is not ranked: {why}.")
+    taken = {row.model: _evaluations(row) for row in rows}
+    if any(taken.values()):
+        columns.append(("evaluations a sample", ""))
     columns += [("steps", ""), ("trained", ""), ("parameters", ""), ("peak memory", "")]
     several = sum(not row.failure for row in rows) > 1
     if several and any(best.values()):
@@ -373,6 +376,9 @@ def _leaderboard(rows: Sequence[Row]) -> Leaderboard:
             value, interval = short(number)
             note = ", ".join(part for part in (interval, number.unit) if part)
             cells.append(Cell(text=value, note=note, best=several and row.model in best[name]))
+        if any(taken.values()):
+            each = taken[row.model]
+            cells.append(Cell(text="–" if each is None else f"{each:.4g}"))
         memory = "–" if row.peak_memory is None else f"{row.peak_memory / 2**20:,.0f} MiB"
         weights = f"{4 * row.parameters / 2**20:.1f} MiB"
         cells += [
@@ -383,6 +389,11 @@ def _leaderboard(rows: Sequence[Row]) -> Leaderboard:
         ]
         table.append(cells)
     return Leaderboard(columns=columns, rows=table, notes=notes)
+
+
+def _evaluations(row: Row) -> float | None:
+    """Return how often the network was asked for each sample that was judged."""
+    return next((n.evaluations for n in row.numbers if n.passport.n_generated), None)
 
 
 def _title(settings: Mapping[str, Any]) -> str:

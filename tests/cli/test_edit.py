@@ -35,7 +35,8 @@ def test_an_edit_keeps_more_the_weaker_it_is(poiesis, diffusion, tmp_path):
         options = ["--strength", strength, "--limit", 12, "--quiet", "--json", "-o", out]
         code, text, err = poiesis("edit", diffusion, *options)
         assert code == 0, err
-        assert json.loads(text) == {"pictures": 12, "made": 12, "out": str(out)}
+        taken = {"evaluations": round(20 * strength)}  # the share of dpm-solver++'s 20
+        assert json.loads(text) == {"pictures": 12, "made": 12, **taken, "out": str(out)}
         names = sorted(path.stem for path in out.glob("test-*.png"))
         assert len(names) == 12 and (out / "before-after.png").exists()
         rows = data.splits["test"].x[[int(name.split("-")[1]) for name in names]]

@@ -461,6 +461,18 @@ CASES = {
         )
         for name in ("edm", "flow-matching", "score-sde")
     },
+    "edm, led by a classifier": Case(
+        name="edm",
+        options={
+            "conditional": False,
+            "classifier": True,
+            "channels": 8,
+            "multipliers": (1, 2),
+            "attention": (4,),
+            "warmup": 5,
+        },
+        learns="train",
+    ),
     **{
         f"{name}, {task}": Case(
             name=name,

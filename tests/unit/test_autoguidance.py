@@ -5,7 +5,8 @@ import torch
 
 import poiesis
 from poiesis.errors import ConfigError
-from poiesis.models.diffusion import guidance
+from poiesis.models import trained as trained_models
+from poiesis.models.diffusion import autoguidance, guidance
 from poiesis.models.diffusion.edm import EDM
 from poiesis.models.trained import load
 from poiesis.rng import Noise
@@ -65,3 +66,57 @@ def test_a_run_guides_another_and_other_kinds_are_refused(tmp_path):
     assert trained.model.sample(2, options=guided).shape == (2, 1, 8, 8)
     with pytest.raises(ConfigError, match="is FlowMatching, not EDM; give an earlier"):
         trained.model.sample(2, options=trained.options(guide=str(other.path)))
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Return the checkpoints that were loaded, one after the other."""
+    found = []
+
+    def note(run, **how):
+        found.append(how["checkpoint"])
+        return load(run, **how)
+
+    autoguidance._loaded.cache_clear()
+    monkeypatch.setattr(trained_models, "load", note)
+    return found
+
+
+def test_a_guide_is_loaded_once_and_anew_when_it_was_saved_anew(tmp_path, loads):
+    model = {"config": {"model": SMALL}, **HOW}
+    run = poiesis.train("edm", "digits", steps=3, out=tmp_path / "run", **model)
+    weak = poiesis.train("edm", "digits", steps=2, out=tmp_path / "weak", **model)
+    trained = load(run.path)
+    options = trained.options(guide=f"{weak.path}@latest", steps=2)
+    first = trained.model.sample(6, options=options, batch_size=2)
+    assert loads == ["latest"]  # for three batches
+    again = trained.model.sample(6, options=options, batch_size=2)
+    assert torch.equal(again, first) and loads == ["latest"]
+    poiesis.train(resume=weak.path, steps=4, quiet=True)
+    assert not torch.equal(trained.model.sample(6, options=options, batch_size=2), first)
+    assert loads == ["latest"] * 2
+    trained.model.sample(2, options=trained.options(guide=f"{weak.path}@4", steps=2))
+    assert loads == ["latest", "latest", "4"]
+
+
+def test_an_earlier_latent_diffusion_guides_a_later_one(tmp_path):
+    flow = {**SMALL, "batch_size": 8, "multipliers": (1,), "attention": (4,)}
+    config = {"model": {"widths": (8,), "blocks": 0, "latent_channels": 2, "flow": flow}}
+    how = {"config": config, "checkpoints": 10, "keep": 9, **HOW}
+    run = poiesis.train("latent-diffusion", "digits", steps=10, out=tmp_path / "run", **how)
+    other = poiesis.train("latent-diffusion", "digits", steps=10, out=tmp_path / "b", seed=1, **how)
+    trained = load(run.path, checkpoint="10")
+
+    def drawn(**options):
+        return trained.model.sample(2, options=trained.options(steps=3, **options))
+
+    plain, guide = drawn(), f"{run.path}@8"
+    assert not torch.equal(drawn(guide=guide), plain)
+    torch.testing.assert_close(drawn(guide=f"{run.path}@10"), plain, atol=1e-4, rtol=0)
+    with pytest.raises(ConfigError, match="has another first stage, so its latents are others"):
+        drawn(guide=str(other.path))
+    with pytest.raises(ConfigError, match="has another first stage"):
+        drawn(guide=f"{run.path}@2")  # of the first stage
+    edm = poiesis.train("edm", "digits", steps=1, out=tmp_path / "e", **HOW)
+    with pytest.raises(ConfigError, match="is EDM, not LatentDiffusion"):
+        drawn(guide=str(edm.path))

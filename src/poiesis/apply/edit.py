@@ -19,6 +19,7 @@ from poiesis.files import read_bytes, read_image
 from poiesis.models.capabilities import require
 from poiesis.models.trained import Trained, load
 from poiesis.rng import Noise
+from poiesis.sampling.counting import counting, drawn
 from poiesis.spec import Classes
 
 __all__ = ["REGIONS", "SHOWN", "Edited", "edit", "inpaint", "opened", "write"]
@@ -39,7 +40,8 @@ REGIONS: dict[str, tuple[float, float, float, float]] = {
 class Edited:
     """Native rows (n, c, h, w), uint8: those given, what the model saw of them, and the result.
 
-    Of each given picture there are `variants` results in a row.
+    Of each given picture there are `variants` results in a row. evaluations: of a network for each
+    result, None for a model that has no steps.
     """
 
     inputs: Inputs
@@ -47,6 +49,7 @@ class Edited:
     shown: Tensor
     after: Tensor
     variants: int
+    evaluations: float | None
     paths: list[Path]
 
 
@@ -84,7 +87,7 @@ def edit(
 
     trained = opened(run, "edit", checkpoint, device)
     inputs = open_inputs(trained, source, split=split, limit=limit)
-    before, after = _each(
+    before, after, each = _each(
         trained,
         inputs,
         work,
@@ -97,7 +100,7 @@ def edit(
         "edited",
         progress,
     )
-    return _done(trained, Edited(inputs, before, before, after, variants, []), out)
+    return _done(trained, Edited(inputs, before, before, after, variants, each, []), out)
 
 
 def inpaint(
@@ -136,7 +139,7 @@ def inpaint(
     def work(model: Any, x: Tensor, noise: Noise, y: Tensor | None, chosen: Any) -> Tensor:
         return model.inpaint(x, seen, noise, y, chosen, resamples=resamples)
 
-    before, after = _each(
+    before, after, each = _each(
         trained,
         inputs,
         work,
@@ -153,7 +156,7 @@ def inpaint(
     after = torch.where(covered.bool(), after, known)
     gray = torch.full_like(before, (trained.data_spec.levels - 1) // 2)
     shown = torch.where(covered.bool(), gray, before)
-    return _done(trained, Edited(inputs, before, shown, after, variants, []), out)
+    return _done(trained, Edited(inputs, before, shown, after, variants, each, []), out)
 
 
 def _done(trained: Trained, found: Edited, out: str | Path | None) -> Edited:
@@ -188,30 +191,35 @@ def _each(
     batch_size: int,
     what: str,
     progress: Progress | None,
-) -> tuple[Tensor, Tensor]:
-    """Return native rows before and after; the noise of each depends on (seed, place) alone."""
+) -> tuple[Tensor, Tensor, float | None]:
+    """Return native rows before and after, and the evaluations that each of the latter took.
+
+    The noise of each depends on (seed, place) alone.
+    """
     check("variants", variants, low=1, high=10_000)
     check("batch_size", batch_size, low=1)
     model: Any = trained.model
     chosen = trained.options(**(options or {}))
     asked = trained.asked(1, label, prompt)
     before, after = [], []
-    for start in range(0, len(inputs), max(1, batch_size // variants)):
-        end = min(len(inputs), start + max(1, batch_size // variants))
-        rows = inputs.fetch(start, end)
-        x = trained.view.apply(rows).to(model.device).repeat_interleave(variants, 0)
-        y = None
-        if asked is not None:
-            y = asked.to(model.device).repeat_interleave(len(x), 0)
-        elif inputs.labels is not None and isinstance(model.condition, Classes):
-            y = torch.tensor(inputs.labels[start:end], device=model.device)
-            y = y.repeat_interleave(variants, 0)
-        noise = Noise(seed, range(start * variants, end * variants), device=model.device)
-        before.append(rows)
-        after.append(trained.view.invert(work(model, x, noise, y, chosen).cpu()))
-        if progress is not None:
-            progress(what, end - start, len(inputs))
-    return torch.cat(before), torch.cat(after)
+    with counting() as count:
+        for start in range(0, len(inputs), max(1, batch_size // variants)):
+            end = min(len(inputs), start + max(1, batch_size // variants))
+            rows = inputs.fetch(start, end)
+            x = trained.view.apply(rows).to(model.device).repeat_interleave(variants, 0)
+            y = None
+            if asked is not None:
+                y = asked.to(model.device).repeat_interleave(len(x), 0)
+            elif inputs.labels is not None and isinstance(model.condition, Classes):
+                y = torch.tensor(inputs.labels[start:end], device=model.device)
+                y = y.repeat_interleave(variants, 0)
+            noise = Noise(seed, range(start * variants, end * variants), device=model.device)
+            before.append(rows)
+            after.append(trained.view.invert(work(model, x, noise, y, chosen).cpu()))
+            drawn(len(x))
+            if progress is not None:
+                progress(what, end - start, len(inputs))
+    return torch.cat(before), torch.cat(after), count.each
 
 
 def _mask(trained: Trained, mask: str | Path) -> Tensor:

@@ -23,6 +23,7 @@ from poiesis.errors import CapabilityError
 from poiesis.metrics.fidelity import SMALLEST, psnr, ssim
 from poiesis.models.trained import Trained
 from poiesis.rng import Noise
+from poiesis.sampling.counting import counting, drawn
 from poiesis.spec import Grid
 
 __all__ = ["Translated", "translate", "upscale"]
@@ -34,7 +35,8 @@ class Translated:
 
     Of each picture there are `variants` images in a row. real: what they should be, where that is
     known, and how close they are to it: psnr in dB and ssim, psnr_plain and ssim_plain of what one
-    would make of the pictures without a model.
+    would make of the pictures without a model. evaluations: of a network for each image, None for a
+    model that has no steps.
     """
 
     inputs: Inputs
@@ -43,6 +45,7 @@ class Translated:
     real: Tensor | None
     numbers: dict[str, float]
     variants: int
+    evaluations: float | None
     paths: list[Path]
 
 
@@ -177,23 +180,25 @@ def _made(
     view = View(native, model.source)
     given, made, real, plain = [], [], [], []
     step = max(1, batch_size // variants)
-    for start in range(0, len(inputs), step):
-        end = min(len(inputs), start + step)
-        rows = inputs.fetch(start, end)
-        if from_files:
-            x = view.apply(rows)
-        else:
-            real.append(rows)
-            y = None if inputs.pictures is None else inputs.pictures(start, end)
-            x = model.given(trained.view.apply(rows), trained.view.condition(y))
-            rows = view.invert(x)
-            plain.append(trained.view.invert(model.plain(x)))
-        given.append(rows)
-        noise = Noise(seed, range(start * variants, end * variants), device=model.device)
-        x = x.to(model.device).repeat_interleave(variants, 0)
-        made.append(trained.view.invert(model.translate(x, noise, chosen).cpu()))
-        if progress is not None:
-            progress("made", end - start, len(inputs))
+    with counting() as count:
+        for start in range(0, len(inputs), step):
+            end = min(len(inputs), start + step)
+            rows = inputs.fetch(start, end)
+            if from_files:
+                x = view.apply(rows)
+            else:
+                real.append(rows)
+                y = None if inputs.pictures is None else inputs.pictures(start, end)
+                x = model.given(trained.view.apply(rows), trained.view.condition(y))
+                rows = view.invert(x)
+                plain.append(trained.view.invert(model.plain(x)))
+            given.append(rows)
+            noise = Noise(seed, range(start * variants, end * variants), device=model.device)
+            x = x.to(model.device).repeat_interleave(variants, 0)
+            made.append(trained.view.invert(model.translate(x, noise, chosen).cpu()))
+            drawn(len(x))
+            if progress is not None:
+                progress("made", end - start, len(inputs))
     found = Translated(
         inputs,
         torch.cat(given),
@@ -201,6 +206,7 @@ def _made(
         torch.cat(real) if real else None,
         {},
         variants,
+        count.each,
         [],
     )
     if found.real is not None:

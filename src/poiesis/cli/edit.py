@@ -11,6 +11,7 @@ import tyro
 from poiesis.cli.output import print_json, progress, stdout_for_json
 from poiesis.cli.sampling import parse_with_sampling
 from poiesis.config import check
+from poiesis.sampling.counting import say
 
 __all__ = ["EditArgs", "InpaintArgs", "PictureArgs", "inpaint", "run", "tell", "work"]
 
@@ -166,10 +167,13 @@ def work(module: str, verb: str, parsed: Any, chosen: dict[str, Any], **own: Any
 def tell(parsed: Any, found: Any, made: int, what: str, **numbers: float) -> int:
     """Print how many pictures were made, where they are, and numbers of them."""
     if parsed.json:
-        counts = {"pictures": len(found.inputs), "made": made}
+        counts: dict[str, Any] = {"pictures": len(found.inputs), "made": made}
+        if found.evaluations is not None:
+            counts["evaluations"] = found.evaluations
         print_json({**counts, **numbers, "out": parsed.out})
         return 0
-    print(f"{made} pictures of {len(found.inputs)} ({found.inputs.where})")
+    taken = say(found.evaluations, ", ", " each")
+    print(f"{made} pictures of {len(found.inputs)} ({found.inputs.where}){taken}")
     for name, value in numbers.items():
         print(f"  {name:12} {value:.4g}{' dB' if name.startswith('psnr') else ''}")
     if found.paths:

@@ -93,12 +93,13 @@ def run(args: list[str]) -> int:
 
         torch.set_num_threads(parsed.threads)
     from poiesis.models.trained import sample
+    from poiesis.sampling.counting import counting, say
 
     spec = from_json((folder.read_json("data.json") or {}).get("spec"))
     is_text, is_table = isinstance(spec, Tokens), isinstance(spec, Vector)
     usual = (1 if parsed.stream else 8) if is_text else (1000 if is_table else 64)
     n = parsed.samples or usual
-    with progress(parsed.quiet or parsed.stream) as advance:
+    with progress(parsed.quiet or parsed.stream) as advance, counting() as count:
         paths = sample(
             folder.path,
             n,
@@ -124,7 +125,8 @@ def run(args: list[str]) -> int:
         print(paths[0].read_text(encoding="utf-8").strip("\n"))
     shards = f" in {len(paths)} shards" if paths[0].name.startswith("shard-") else ""
     one = is_table and not shards and len(paths) == 1
-    print(f"{n} samples{shards}: {paths[0] if one else paths[0].parent}")
+    taken = say(count.each, ", ", " each")
+    print(f"{n} samples{shards}{taken}: {paths[0] if one else paths[0].parent}")
     return 0
 
 

@@ -17,6 +17,7 @@ from poiesis.evaluation.passport import Number, Passport
 from poiesis.metrics import Estimate, mean_estimate
 from poiesis.models.capabilities import LogProb
 from poiesis.rng import Noise
+from poiesis.sampling.counting import counting
 from poiesis.spec import Spec
 
 __all__ = ["evaluate_likelihood"]
@@ -44,19 +45,22 @@ def evaluate_likelihood(
     loader = Loader(data.splits[split], data.spec, view, batch_size=batch_size, device=model.device)
     options = {} if samples is None else {"samples": samples}
     is_text = isinstance(data.splits[split], TextSplit)
-    own: dict[int, tuple[LogProb, list[int]]] = {}
+    own: dict[int, tuple[LogProb, list[int], int]] = {}
     for number, (x, condition, _) in enumerate(loader.in_order(rows)):
         if number % processes.size() != processes.rank():
             continue
         with torch.no_grad():
             noise = Noise(seed + number, range(len(x)), device=model.device)
             known = model.condition_on(x, condition, noise)
-            found = model.log_prob(x, known, seed=seed + number, **options)
+            with counting() as count:
+                found = model.log_prob(x, known, seed=seed + number, **options)
         error = None if found.error is None else found.error.cpu()
         lengths = [len(data.codec.decode(row[1:].cpu())) for row in x] if is_text else []
-        own[number] = dataclasses.replace(found, nats=found.nats.cpu(), error=error), lengths
+        found = dataclasses.replace(found, nats=found.nats.cpu(), error=error)
+        own[number] = found, lengths, count.rows
     everyone = {number: done for part in processes.of_all(own) for number, done in part.items()}
-    batches, counts = zip(*(everyone[number] for number in sorted(everyone)), strict=True)
+    in_order = (everyone[number] for number in sorted(everyone))
+    batches, counts, asked = zip(*in_order, strict=True)
     found = batches[0]  # a loader has at least one row
     nats = -torch.cat([batch.nats.double() for batch in batches])
     characters = [count for some in counts for count in some]
@@ -81,7 +85,8 @@ def evaluate_likelihood(
     )
 
     def number_of(name: str, estimate: Estimate, unit: str) -> Number:
-        return Number.of(name, estimate, passport, higher_is_better=False, unit=unit)
+        number = Number.of(name, estimate, passport, higher_is_better=False, unit=unit)
+        return dataclasses.replace(number, evaluations=sum(asked) / len(nats) or None)
 
     if not is_text:
         bits = nats / (found.dims * math.log(2))

@@ -72,6 +72,9 @@ class Number:
     """None where neither direction is better in itself."""
     unit: str = ""
     passport: Passport
+    evaluations: float | None = None
+    """Of a network, for each sample or likelihood, where it was asked again and again; of another
+    sampler they may be others, so they hinder no comparison."""
 
     @classmethod
     def of(

@@ -46,6 +46,7 @@ from poiesis.models.capabilities import of
 from poiesis.models.trained import Trained
 from poiesis.rng import Noise
 from poiesis.runs import Run
+from poiesis.sampling.counting import counting, say
 from poiesis.spec import Captions, Grid, Picture
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ class Evaluation:
                 f"n {p.n_generated or p.n_real}, {p.split}" if p.split else f"n {p.n_generated}"
             )
             source = f"{p.extractor} {p.sha256[:8]}, " if p.extractor else ""
+            counts += say(n.evaluations, ", ", " each")
             better = {True: "higher", False: "lower", None: ""}[n.higher_is_better]
             span = "" if n.interval is None else f"{n.interval[0]:.4g} … {n.interval[1]:.4g}"
             value = f"{n.value:.4g} {n.unit}".strip()
@@ -172,12 +174,17 @@ def evaluate(
     processes.join()
     trained = trained_models.load(run, checkpoint=config.checkpoint, device=config.device)
     data = trained.open_data()
-    if isinstance(data.codec, AudioCodec | VectorCodec):
-        numbers = _judge_values(trained, data, data.codec, config, progress)
-    elif isinstance(data.spec, Grid):
-        numbers = _judge_images(trained, data, config, progress)
-    else:
-        numbers = _judge_texts(trained, data, config, progress)
+    with counting() as count:
+        if isinstance(data.codec, AudioCodec | VectorCodec):
+            numbers = _judge_values(trained, data, data.codec, config, progress)
+        elif isinstance(data.spec, Grid):
+            numbers = _judge_images(trained, data, config, progress)
+        else:
+            numbers = _judge_texts(trained, data, config, progress)
+    every = processes.of_all((count.rows, count.samples))
+    rows, samples = (sum(counted) for counted in zip(*every, strict=True))
+    if rows and samples:
+        numbers = [dataclasses.replace(n, evaluations=rows / samples) for n in numbers]
     if config.likelihood_rows and "log_prob" in of(trained.model):
         held_out = "test" if "test" in data.splits else "validation"
         numbers += evaluate_likelihood(

@@ -322,10 +322,10 @@ def write(trained: Trained) -> tuple[dict[str, bytes], list[str]]:
             f"{trained.data_spec}"
         )
     config: DDPM.Config = model.config
-    if not (model.condition is None or isinstance(model.condition, Classes)):
+    if not (model.told is None or isinstance(model.told, Classes)):
         raise CapabilityError(
             f"a diffusers folder holds networks of classes, not of "
-            f"{type(model.condition).__name__.lower()}"
+            f"{type(model.told).__name__.lower()}"
         )
     if config.variance == "learned":
         raise CapabilityError(
@@ -349,10 +349,10 @@ def write(trained: Trained) -> tuple[dict[str, bytes], list[str]]:
         )
     tensors = {_their_name(k): v.contiguous() for k, v in model.unet.state_dict().items()}
     remarks = []
-    if model.condition is not None:
+    if model.told is not None:
         remarks.append(
-            f"its {model.condition.count} classes are num_class_embeds 0 to "
-            f"{model.condition.count - 1}, {model.condition.count} is no class; DDPMPipeline "
+            f"its {model.told.count} classes are num_class_embeds 0 to "
+            f"{model.told.count - 1}, {model.told.count} is no class; DDPMPipeline "
             "itself gives none: call unet(x, t, class_labels)"
         )
     if tuple(trained.data_spec.size) != spec.size:
@@ -417,7 +417,7 @@ def _network(model: DDPM) -> dict[str, Any]:
         "resnet_time_scale_shift": "scale_shift" if unet.scale_shift else "default",
         "add_attention": True,
         "class_embed_type": None,
-        "num_class_embeds": None if model.condition is None else model.condition.count + 1,
+        "num_class_embeds": None if model.told is None else model.told.count + 1,
     }
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from poiesis.errors import ConfigError, suggest
 from poiesis.rng import Draws, Noise
+from poiesis.sampling import counting
 from poiesis.spec import Attributes, Captions, Condition, Spec
 
 __all__ = [
@@ -371,6 +372,7 @@ class GenerativeModel(nn.Module):
                 use = "fp32" if self.fp32_sampling and precision == "auto" else precision
                 with autocast(self.device, use), low_weights(self, use):
                     out.append(self.draw(noise, chosen, options).cpu())
+                counting.drawn(count)
                 if progress is not None:
                     progress(count)
         finally:

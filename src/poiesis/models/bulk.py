@@ -25,6 +25,7 @@ from poiesis.data.dataset import TableCodec
 from poiesis.errors import RunError
 from poiesis.models.trained import Trained
 from poiesis.runs import sha256, write_atomic
+from poiesis.sampling import counting
 
 __all__ = ["SHARD_SIZE", "sample_shards"]
 
@@ -76,23 +77,35 @@ def sample_shards(
         path = folder / f"shard-{number:0{max(5, len(str(count - 1)))}d}{suffix}"
         if path.name not in done:
             try:
-                _write_shard(trained, path, first, size, n, batch_size, progress, drawing, options)
+                with counting.counting() as taken:
+                    _write_shard(
+                        trained, path, first, size, n, batch_size, progress, drawing, options
+                    )
                 entry = {"file": path.name, "first": first, "count": size, "sha256": sha256(path)}
+                if taken.each:
+                    entry["evaluations"] = taken.each
                 _append(note, entry)
             except OSError as error:
                 reason = error.strerror or str(error)
                 raise RunError(
                     f"can't write {str(path)!r}: {reason}; the same command goes on from here"
                 ) from None
-        elif progress is not None:
-            progress(size)
+        else:
+            # What is there already counts as well: it is a part of the result.
+            counting.asked(round(done[path.name].get("evaluations", 0) * size))
+            counting.drawn(size)
+            if progress is not None:
+                progress(size)
     processes.barrier()
     shards = processes.by_main(lambda: _conclude(folder, plan))
     return [folder / shard["file"] for shard in shards]
 
 
-def _begin(folder: Path, plan: dict[str, Any]) -> set[str]:
-    """Write the manifest, or check that the one there asks for the same; return whole shards."""
+def _begin(folder: Path, plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Write the manifest, or check that the one there asks for the same.
+
+    Returns the notes of whole shards by their names.
+    """
     path = folder / MANIFEST
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +116,7 @@ def _begin(folder: Path, plan: dict[str, Any]) -> set[str]:
         raise RunError(f"{str(path)!r} is damaged: remove it or choose another --out") from None
     if stored is None:
         write_atomic(path, json.dumps({"samples": plan, "shards": []}, indent=1))
-        return set()
+        return {}
     before = stored.get("samples", {}) if isinstance(stored, dict) else {}
     for key in sorted({*plan, *before} - {"run"}):
         if before.get(key) != plan.get(key):
@@ -111,7 +124,8 @@ def _begin(folder: Path, plan: dict[str, Any]) -> set[str]:
                 f"{str(folder)!r} holds samples with {key} = {before.get(key)!r}, not "
                 f"{plan.get(key)!r}: choose another --out, or the same settings to go on"
             )
-    return {shard["file"] for shard in _noted(folder, stored) if _is_whole(folder, shard)}
+    noted = _noted(folder, stored)
+    return {shard["file"]: shard for shard in noted if _is_whole(folder, shard)}
 
 
 def _noted(folder: Path, stored: dict[str, Any]) -> list[dict[str, Any]]:
@@ -176,11 +190,14 @@ def _write_shard(
         with zipfile.ZipFile(file, "w") as archive:
             for start in range(first, first + size, batch_size):
                 count = min(batch_size, first + size - start)
-                raws = trained.sample(
-                    count, first=start, batch_size=batch_size, **drawing, **options
-                )
+                with counting.counting() as taken:
+                    raws = trained.sample(
+                        count, first=start, batch_size=batch_size, **drawing, **options
+                    )
                 for index, raw in enumerate(raws, start):
                     recipe = {"model_hash": trained.model_hash, "index": index, **drawing}
+                    if taken.each:
+                        recipe["evaluations"] = taken.each
                     _add(trained, archive, Path(scratch), f"{index:0{digits}d}", raw, recipe)
                 if progress is not None:
                     progress(count)

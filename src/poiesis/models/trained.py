@@ -28,6 +28,7 @@ from poiesis.models.base import GenerativeModel, hardware_bf16
 from poiesis.models.pictures import show
 from poiesis.rng import Noise
 from poiesis.runs import Run
+from poiesis.sampling.counting import counting
 from poiesis.sampling.streaming import StopStrings, TextStream
 from poiesis.spec import Attributes, Captions, Condition, Picture, Tokens, from_json
 
@@ -60,7 +61,8 @@ def build(
 ) -> GenerativeModel:
     """Construct a model for native data `spec`, loading its parts from the run's copies."""
     # A model is conditional where its configuration asks for it and the data has a condition.
-    use = condition if getattr(config, "conditional", False) else None
+    wanted = getattr(config, "conditional", False) or getattr(config, "classifier", False)
+    use = condition if wanted else None
     if isinstance(use, Attributes) and not cls.mixes_classes:
         raise ConfigError(
             f"{cls.__name__} learns by class, not by attribute; use a GAN, or one class a row "
@@ -441,7 +443,8 @@ def sample(
     format: of video, default that of the data the run learned from.
     out: default the run's folder samples/seed-<seed>. All but texts also get an overview, grid.png.
     Rows of a table come as one file, samples.csv, or the .csv that `out` names. Everything is drawn
-    before the first file is written. More than 10,000 samples (rows: 1,000,000), or any number
+    before the first file is written. The recipe says how often the network was asked for a sample
+    where that is done step by step. More than 10,000 samples (rows: 1,000,000), or any number
     with a shard_size, come as zip files (rows: csv files) of so many each, with a manifest, and an
     interrupted call goes on where it stopped (`poiesis.models.bulk`). Several processes (torchrun)
     share the work.
@@ -473,21 +476,33 @@ def sample(
     how |= {"batch_size": batch_size, "options": options}
     start, end = processes.share(n, batch_size)
     raws = []
-    if end > start:
-        raws = trained.sample(
-            end - start,
-            seed=seed,
-            first=start,
-            label=label,
-            prompt=prompt,
-            stop=stop,
-            on_text=on_text,
-            batch_size=batch_size,
-            progress=progress,
-            **options,
-        )
+    taken: list[float] = []
+    with counting() as count:
+        before = 0
+
+        def finished(samples: int) -> None:
+            # By batch: a sampler that chooses its steps takes as many as the batch needs.
+            nonlocal before
+            taken.extend([(count.rows - before) / samples] * samples)
+            before = count.rows
+            if progress is not None:
+                progress(samples)
+
+        if end > start:
+            raws = trained.sample(
+                end - start,
+                seed=seed,
+                first=start,
+                label=label,
+                prompt=prompt,
+                stop=stop,
+                on_text=on_text,
+                batch_size=batch_size,
+                progress=finished,
+                **options,
+            )
     if table:
-        return [_write_table(trained, codec, raws, n, folder, how)]
+        return [_write_table(trained, codec, raws, taken, n, folder, how)]
     captioned = isinstance(trained.model.condition, Captions)
     captions = trained.class_names(n, label, prompt) if captioned else None
     digits = max(5, len(str(n - 1)))
@@ -499,6 +514,8 @@ def sample(
             recipe = trained.recipe(index, first, min(batch_size, n - first), **how)
             if captions is not None:
                 recipe["caption"] = captions[index]
+            if count.each:
+                recipe["evaluations"] = taken[index - start]
             codec.write(raw, paths[index], recipe)
         if not isinstance(trained.data_spec, Tokens) and processes.main():
             most = max(100, codec.shown) if codec.suffix == ".png" else codec.shown
@@ -514,12 +531,14 @@ def _write_table(
     trained: Trained,
     codec: TableCodec,
     own: list[Any],
+    taken: list[float],
     n: int,
     out: Path,
     how: dict[str, Any],
 ) -> Path:
     """Write the rows of all processes to one file, and an overview beside it; return its path."""
     raws = [raw for part in processes.of_all(own) for raw in part]
+    evaluations = sum(each for part in processes.of_all(taken) for each in part) / n
     named = out.suffix == codec.suffix
     path = out if named else out / f"samples{codec.suffix}"
     grid = out.with_suffix(".png") if named else out / "grid.png"
@@ -527,7 +546,10 @@ def _write_table(
         if processes.main():
             path.parent.mkdir(parents=True, exist_ok=True)
             classes = trained.class_names(n, how["label"])
-            codec.write_table(raws, path, trained.recipe(None, 0, n, **how), classes=classes)
+            recipe = trained.recipe(None, 0, n, **how)
+            if evaluations:
+                recipe["evaluations"] = evaluations
+            codec.write_table(raws, path, recipe, classes=classes)
             show(trained.model, codec, raws[: codec.shown]).save(grid)
     except OSError as error:
         reason = error.strerror or str(error)

@@ -415,14 +415,20 @@ class UNet(nn.Module):
 
     def denoise(self, x_bchw: Tensor, emb_be: Tensor, text: Text | None) -> Tensor:
         """Return (b, image_channels, h, w), given what `embed` returned."""
+        x, skips = self.way_down(x_bchw, emb_be, text)
+        for level in self.up_blocks:
+            x = level(x, emb_be, skips, text)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+    def way_down(
+        self, x_bchw: Tensor, emb_be: Tensor, text: Text | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return what the middle makes of an image, and all features on the way to it."""
         x = self.conv_in(x_bchw)
         skips = [x]
         for level in self.down_blocks:
             x = level(x, emb_be, skips, text)
-        x = self.mid_block(x, emb_be, text)
-        for level in self.up_blocks:
-            x = level(x, emb_be, skips, text)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.mid_block(x, emb_be, text), skips
 
 
 def _conv(c_in: int, c_out: int, kernel: Kernel) -> nn.Conv2d:

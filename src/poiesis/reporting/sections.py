@@ -30,6 +30,7 @@ from poiesis.reporting.health import health_section
 from poiesis.reporting.neighbours import Copying, copying
 from poiesis.reporting.plots import curve, panels
 from poiesis.runs import Run
+from poiesis.sampling.counting import say
 from poiesis.spec import Classes, Grid, Tokens
 
 __all__ = ["RunSection", "duration", "gather", "picture", "short"]
@@ -289,8 +290,10 @@ def _row(number: Number) -> dict[str, str]:
     value, interval = short(number)
     passport = number.passport
     parts = [f"{passport.extractor} features" if passport.extractor else ""]
-    parts.append(f"{passport.n_generated:,} samples" if passport.n_generated else "")
-    parts.append(f"{passport.n_real:,} real ({passport.split})" if passport.n_real else "")
+    each = say(number.evaluations, " at ", " each")
+    parts.append(f"{passport.n_generated:,} samples{each}" if passport.n_generated else "")
+    own = "" if passport.n_generated else each
+    parts.append(f"{passport.n_real:,} real ({passport.split}){own}" if passport.n_real else "")
     full = {k: v for k, v in number.to_json()["passport"].items() if v not in ("", {})}
     return {
         "name": NAMES.get(number.name, number.name.replace("_", " ")),

@@ -27,7 +27,6 @@ from poiesis.sampling.diffusion import Denoise, Path, between, epsilon_from, pos
 
 __all__ = [
     "SOLVERS",
-    "Counted",
     "Frame",
     "Solver",
     "adaptive",
@@ -384,16 +383,3 @@ SOLVERS: dict[str, Solver] = {
     "unipc": Solver(unipc, _once, ("order",), False, "5 to 10 steps do"),
     "adaptive": Solver(adaptive, None, ("tolerance",), False, "as many steps as it takes"),
 }
-
-
-class Counted:
-    """A denoiser that counts its calls, `calls`, each for one sample or one batch."""
-
-    def __init__(self, denoise: Denoise) -> None:
-        self.denoise = denoise
-        self.calls = 0
-
-    def __call__(self, x: Tensor, level: Any) -> Tensor:
-        """Return the estimate of x0."""
-        self.calls += 1
-        return self.denoise(x, level)

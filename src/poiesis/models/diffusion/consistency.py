@@ -68,6 +68,11 @@ class Consistency(FromPictures):
             check("levels", self.levels, low=2, high=10_000)
             check("last_levels", self.last_levels, low=self.levels, high=10_000)
             check("double_every", self.double_every, low=1)
+            if self.classifier:
+                raise ConfigError(
+                    "classifier = True has no use here: a consistency model takes its few steps "
+                    "without one; leave it out"
+                )
 
     @dataclass(frozen=True, kw_only=True)
     class Sampling:
@@ -128,7 +133,8 @@ class Consistency(FromPictures):
             student: Any = EDM(EDM.Config(**own), spec, condition)
         else:
             student = copy.deepcopy(teacher)
-        super().__init__(config, spec, student.condition)
+            student.classifier = None
+        super().__init__(config, spec, student.told)
         self.student, self.teacher = student, teacher
         self.take_up(student.task)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from poiesis.config import check
 from poiesis.errors import ConfigError, SpecError
 from poiesis.models.base import Batch, Loss, Optim, Phase, Schedule, Stage
+from poiesis.models.diffusion.classifying import Classifying
 from poiesis.models.diffusion.edits import Edits, precise
 from poiesis.models.diffusion.grids import grid_sizes, make_unet, padded, padded_view, side_of
 from poiesis.models.diffusion.guidance import Guided, guided
@@ -25,17 +26,17 @@ from poiesis.models.image_condition import FromPictures, Task, fitting, task_of
 from poiesis.nn.denoising_mlp import DenoisingMLP
 from poiesis.nn.unet import UNetOptions
 from poiesis.rng import Noise
-from poiesis.sampling import diffusion, solvers
+from poiesis.sampling import counting, diffusion, solvers
 from poiesis.spec import Classes, Condition, Grid, Spec, Vector
 
 __all__ = ["DenoisingModel", "fast_sizes", "network_sizes", "padded", "side_of"]
 
 
-class DenoisingModel(Edits, FromPictures):
+class DenoisingModel(Classifying, Edits, FromPictures):
     """Base of diffusion and flow-matching models."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(Classifying.Config):
         """Options of the network and its training."""
 
         network: Literal["unet", "mlp"] = "unet"
@@ -118,7 +119,7 @@ class DenoisingModel(Edits, FromPictures):
                 )
 
     @dataclass(frozen=True, kw_only=True)
-    class Sampling:
+    class Sampling(Classifying.Sampling):
         """How samples are drawn."""
 
         sampler: Literal[
@@ -162,6 +163,7 @@ class DenoisingModel(Edits, FromPictures):
         overshoots."""
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             check("steps", self.steps, low=1)
             check("eta", self.eta, low=0, high=1)
             check("order", self.order, low=1, high=3)
@@ -199,7 +201,8 @@ class DenoisingModel(Edits, FromPictures):
     def __init__(self, config: Any, spec: Spec, condition: Condition | None = None) -> None:
         super().__init__(config, spec, condition if config.conditional else None)
         self.take_up(task_of(config.task, spec, self.condition))
-        classes = self.condition.count if isinstance(self.condition, Classes) else 0
+        self.learn_classes(condition)
+        classes = self.told.count if isinstance(self.told, Classes) else 0
         if isinstance(spec, Vector):
             self.mlp = DenoisingMLP(
                 features=spec.features,
@@ -212,7 +215,7 @@ class DenoisingModel(Edits, FromPictures):
             return
         assert isinstance(spec, Grid)
         given = self.task.channels + 1 if self.task else 0
-        self.unet = make_unet(config, spec, self.condition, given=given, outputs=self.outputs)
+        self.unet = make_unet(config, spec, self.told, given=given, outputs=self.outputs)
 
     @classmethod
     def view(cls, config: Any, spec: Spec) -> Spec:
@@ -315,13 +318,15 @@ class DenoisingModel(Edits, FromPictures):
                 lr=config.learning_rate,
                 schedule=schedule,
                 clip=config.clip,
-            )
+            ),
+            **self.classifier_optimizers(),
         }
 
     def stages(self) -> Sequence[Stage]:
-        """One stage of one phase."""
+        """One stage of one phase, and a second one for a classifier."""
         phase = Phase(name="train", loss=self.loss, step=("adam",))
-        return [Stage(phases=(phase,), batch_size=self.config.batch_size)]
+        phases = (phase, *self.classifier_phases())
+        return [Stage(phases=phases, batch_size=self.config.batch_size)]
 
     def ema(self) -> Mapping[str, float]:
         """Average the network's weights; without it samples are noisy (FID 8 instead of 3)."""
@@ -351,11 +356,11 @@ class DenoisingModel(Edits, FromPictures):
 
     def _dropped(self, batch: Batch) -> Tensor | None:
         """Return the batch's classes, captions or pictures, some of them, by sample, as none."""
-        condition = batch.condition if self.condition else None
+        condition = batch.condition if self.told else None
         if condition is not None:
             dropped = batch.rand() < self.config.label_dropout
             dropped = dropped.view(-1, *[1] * (condition.ndim - 1))
-            condition = condition.masked_fill(dropped, self.condition.none)
+            condition = condition.masked_fill(dropped, self.told.none)
         return condition
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
@@ -363,8 +368,9 @@ class DenoisingModel(Edits, FromPictures):
         rows = torch.arange(batch.size, device=batch.x.device) + batch.draws.start
         # Multiples of the golden ratio cover the levels evenly, also among the rows of one class.
         t = self.spread_times(rows * ((math.sqrt(5) - 1) / 2) % 1)
-        condition = batch.condition if self.condition else None
-        return {"mse": self._errors(batch, t, condition)[0]}
+        condition = batch.condition if self.told else None
+        mse = self._errors(batch, t, condition)[0]
+        return {"mse": mse, **self.classifier_values(batch, t)}
 
     def _errors(
         self, batch: Batch, t: Tensor, condition: Tensor | None
@@ -380,10 +386,8 @@ class DenoisingModel(Edits, FromPictures):
 
     def output(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """Return the network's output at levels t (b,), float32, (b, outputs · channels, …)."""
-        scale = self.input_scale(*self._level(t))
-        x_t = x_t.float()
-        if not isinstance(scale, float):
-            x_t = x_t * scale
+        counting.asked(len(x_t))
+        x_t = x_t.float() * self.input_scale(*self._level(t))
         if self.task is not None:
             if condition is None:
                 condition = x_t.new_zeros(len(x_t), self.task.channels + 1, *x_t.shape[2:])
@@ -413,7 +417,7 @@ class DenoisingModel(Edits, FromPictures):
         """Return the estimate of x0, as `denoiser`, and what else the network says of it."""
         t = t.clamp(min=self.cleanest)
         alpha, sigma = self._level(t)
-        output = self.output(x_t, t, condition if self.condition else None)
+        output = self.output(x_t, t, condition if self.told else None)
         channels = x_t.shape[1]
         x0 = diffusion.x0_from(self.prediction, output[:, :channels], x_t.float(), alpha, sigma)
         return x0, output[:, channels:]

@@ -125,7 +125,9 @@ class FlowMatching(ContinuousModel):
         super().__init__(config, spec, condition)
         self.teacher = teacher
         if teacher is not None:
-            self.condition = teacher.condition
+            self.told = teacher.told
+            if self.classifier is None:
+                self.condition = self.told
             network = copy.deepcopy(getattr(teacher, self.network_name))
             setattr(self, self.network_name, network.requires_grad_(True))
 
@@ -150,7 +152,7 @@ class FlowMatching(ContinuousModel):
         eps = super().draw_noise(batch)
         if self.config.coupling == "independent":
             return eps
-        return eps[matched(batch.x, eps, batch.condition if self.condition else None)]
+        return eps[matched(batch.x, eps, batch.condition if self.told else None)]
 
     def draw_pair(self, batch: Batch, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return data and noise; with a teacher the data are what it makes of the noise."""

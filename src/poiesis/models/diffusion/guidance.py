@@ -39,6 +39,7 @@ class Guided:
         if self.weak is not None:
             worse = self.weak.denoiser(x_t.float(), t, self.condition)
             x0 = diffusion.guide(x0, worse, self.options.guide_scale)
+        x0 = self.model.led(x0, x_t.float(), t, self.condition, self.options)
         if self.model.bounded:
             x0 = diffusion.clip_x0(x0, self.options.clip)
         return x0.to(x_t)
@@ -58,13 +59,13 @@ def guided(
 ) -> Tensor:
     """Return the estimate of x0 with classifier-free guidance; ask: the model's denoiser."""
     scale = options.guidance
-    if model.condition is None or condition is None or scale == 0:
+    if model.told is None or condition is None or scale == 0:
         return ask(x_t, t)
     alpha, sigma = model.marginal(t[:1])
     low, high = options.guidance_interval
     if scale == 1 or not low <= float(sigma / (alpha + sigma)) <= high:
         return ask(x_t, t, condition)
-    both = torch.cat([condition, torch.full_like(condition, model.condition.none)])
+    both = torch.cat([condition, torch.full_like(condition, model.told.none)])
     estimates = ask(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
     conditional, unconditional = estimates.chunk(2)
     found = diffusion.guide(conditional, unconditional, scale)

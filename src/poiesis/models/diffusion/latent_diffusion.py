@@ -28,6 +28,7 @@ from poiesis.models.base import (
     preset,
     within,
 )
+from poiesis.models.diffusion.autoguidance import check_alike, opened
 from poiesis.models.diffusion.denoising import padded, side_of
 from poiesis.models.diffusion.flow_matching import FlowMatching
 from poiesis.models.gans.losses import LOSSES
@@ -196,10 +197,14 @@ class LatentDiffusion(GenerativeModel):
     def stages(self) -> Sequence[Stage]:
         """Return the stage of the autoencoder and that of the flow over its latents."""
         c = self.config
-        (name,) = (f"flow-{n}" for n in self.flow.optimizers())
+        (inner,) = self.flow.stages()
+        learn, *further = (
+            dataclasses.replace(phase, step=tuple(f"flow-{name}" for name in phase.step))
+            for phase in inner.phases
+        )
         flow = Stage(
             name="flow",
-            phases=(Phase(name="flow", loss=self.flow.loss, step=(name,)),),
+            phases=(dataclasses.replace(learn, name="flow"), *further),
             batch_size=c.flow.batch_size,
             share=1 - c.first_share,
             transform=self.to_latents,
@@ -291,7 +296,24 @@ class LatentDiffusion(GenerativeModel):
 
     def draw(self, noise: Noise, condition: Tensor | None, options: Any) -> Tensor:
         """Decode latents drawn by the flow, (n, *spec.shape)."""
+        if options.guide:
+            self._check_guide(options.guide)
         return self.decode(self.flow.draw(noise, condition, options))
+
+    def _check_guide(self, guide: str) -> None:
+        """Raise ConfigError unless the latents of a guide are those of this model."""
+        found = opened(guide, self.device)
+        check_alike(guide, found, self)
+        theirs = found.state_dict()
+        for name, own in self.state_dict().items():
+            if name.startswith(("flow.", "discriminator.")):
+                continue
+            # While samples are drawn, own weights may be held in lower precision.
+            if name not in theirs or not torch.equal(own, theirs[name].to(own.dtype)):
+                raise ConfigError(
+                    f"guide = {guide!r} has another first stage, so its latents are others; "
+                    "give an earlier checkpoint of the same run (RUN@STEP)"
+                )
 
     @torch.no_grad()
     def encode(self, x: Tensor, condition: Tensor | None = None) -> dict[str, Tensor]:
