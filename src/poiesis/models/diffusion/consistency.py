@@ -19,8 +19,9 @@ from torch import Tensor
 from poiesis.config import check
 from poiesis.errors import ConfigError
 from poiesis.models.base import Batch, Loss, Optim, Phase, Schedule, Stage, preset
-from poiesis.models.diffusion.denoising import DenoisingModel, network_sizes
+from poiesis.models.diffusion.denoising import DenoisingModel
 from poiesis.models.diffusion.edm import EDM
+from poiesis.models.diffusion.sizes import network_sizes
 from poiesis.models.image_condition import FromPictures
 from poiesis.rng import Noise
 from poiesis.sampling.diffusion import DATA_STD

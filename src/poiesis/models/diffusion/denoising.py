@@ -19,16 +19,17 @@ from poiesis.config import check
 from poiesis.errors import ConfigError, SpecError
 from poiesis.models.base import Batch, Loss, Optim, Phase, Schedule, Stage
 from poiesis.models.diffusion.edits import Edits, precise
-from poiesis.models.diffusion.grids import grid_sizes, make_unet, padded, padded_view, side_of
+from poiesis.models.diffusion.grids import make_network, padded_view
 from poiesis.models.diffusion.guidance import Guided, guided
 from poiesis.models.image_condition import FromPictures, Task, fitting, task_of
 from poiesis.nn.denoising_mlp import DenoisingMLP
+from poiesis.nn.dit import DiTOptions
 from poiesis.nn.unet import UNetOptions
 from poiesis.rng import Noise
 from poiesis.sampling import diffusion, solvers
 from poiesis.spec import Classes, Condition, Grid, Spec, Vector
 
-__all__ = ["DenoisingModel", "fast_sizes", "network_sizes", "padded", "side_of"]
+__all__ = ["DenoisingModel"]
 
 
 class DenoisingModel(Edits, FromPictures):
@@ -38,8 +39,9 @@ class DenoisingModel(Edits, FromPictures):
     class Config:
         """Options of the network and its training."""
 
-        network: Literal["unet", "mlp"] = "unet"
-        """unet: convolutions, for images, audio and video; mlp: dense layers, for vectors."""
+        network: Literal["unet", "dit", "mlp"] = "unet"
+        """unet: convolutions, for images, audio and video; dit: a transformer over patches of
+        them; mlp: dense layers, for vectors."""
         channels: int = 32
         """Width of the first resolution, a multiple of `groups`; mlp: units of every layer."""
         multipliers: tuple[int | float, ...] = (1, 2, 2)
@@ -56,11 +58,13 @@ class DenoisingModel(Edits, FromPictures):
         """Groups of the group normalisation (network unet)."""
         unet: UNetOptions = field(default_factory=UNetOptions)
         """Finer points of the U-Net, in which published ones differ."""
+        dit: DiTOptions = field(default_factory=DiTOptions)
+        """Size of the transformer (network dit)."""
         dropout: float = 0.0
         """Share of features dropped inside residual blocks."""
         recompute: bool = False
         """Keep less of a step in memory and compute it again on the way back, a third slower
-        (network unet)."""
+        (networks unet and dit)."""
         task: Task = "none"
         """Learn images given a picture made of each: smaller ones (upscale-2, upscale-4), grey ones
         (colourise), with holes (inpaint), instead of classes. Pairs (--data.pairs) need none."""
@@ -106,7 +110,7 @@ class DenoisingModel(Edits, FromPictures):
             check("warmup", self.warmup, low=0)
             check("clip", self.clip, low=0, open_low=True)
             check("ema", self.ema, low=0, high=0.999999)
-            if self.network == "mlp":
+            if self.network != "unet":
                 return
             if not self.multipliers:
                 raise ConfigError("multipliers is empty: give one width per resolution, e.g. 1,2,2")
@@ -212,7 +216,8 @@ class DenoisingModel(Edits, FromPictures):
             return
         assert isinstance(spec, Grid)
         given = self.task.channels + 1 if self.task else 0
-        self.unet = make_unet(config, spec, self.condition, given=given, outputs=self.outputs)
+        network = make_network(config, spec, self.condition, given=given, outputs=self.outputs)
+        self.add_module(self.network_name, network)
 
     @classmethod
     def view(cls, config: Any, spec: Spec) -> Spec:
@@ -236,7 +241,9 @@ class DenoisingModel(Edits, FromPictures):
     @property
     def network_name(self) -> str:
         """Name of the network that learns."""
-        return "unet" if isinstance(self.spec, Grid) else "mlp"
+        if isinstance(self.spec, Vector):
+            return "mlp"
+        return "dit" if self.config.network == "dit" else "unet"
 
     @property
     def _network(self) -> nn.Module:
@@ -450,44 +457,3 @@ class DenoisingModel(Edits, FromPictures):
     def guided(self, x_t: Tensor, t: Tensor, condition: Tensor | None, options: Any) -> Tensor:
         """Return the estimate of x0 with guidance."""
         return guided(self, self.denoiser, x_t, t, condition, options)
-
-
-def fast_sizes(spec: Spec, name: str) -> dict[str, Any]:
-    """Return options of a network for minutes on a CPU: grids are folded to about 32 px.
-
-    Audio is folded twice as much as by default.
-    """
-    if not isinstance(spec, Grid):
-        return network_sizes(spec, name)
-    if len(spec.size) == 1:
-        return grid_sizes(spec, 512)
-    fold = max(1, round(max(spec.size[-2:]) / 32))
-    size = (*spec.size[:-2], *(-(-side // fold) for side in spec.size[-2:]))
-    return {**network_sizes(Grid(channels=spec.channels, size=size), name), "fold": fold}
-
-
-def network_sizes(spec: Spec, name: str) -> dict[str, Any]:
-    """Return options of a small and quick network: minutes on a CPU for images up to 32 px."""
-    if isinstance(spec, Grid) and len(spec.size) == 1:
-        return grid_sizes(spec)
-    if isinstance(spec, Grid) and len(spec.size) == 3:
-        frame = Grid(channels=spec.channels, size=spec.size[1:])
-        return {**network_sizes(frame, name), **grid_sizes(spec)}
-    if isinstance(spec, Vector):
-        return {
-            "network": "mlp",
-            "channels": 256 if spec.features > 8 else 128,
-            "blocks": 4,
-            "attention": (),
-            "batch_size": 256,
-        }
-    side = side_of(spec, name)
-    # Small images: many small steps of a light network teach more in the same minutes.
-    light = {"batch_size": 32, "learning_rate": 2e-3} if side <= 32 else {}
-    if side <= 16:
-        return {"multipliers": (1, 2), "attention": (padded(side, 2) // 2,), **light}
-    levels = max(3, math.ceil(math.log2(side / 8)) + 1)
-    attention = (padded(side, levels) // 2 ** (levels - 1),)
-    if side <= 32:
-        return {"channels": 16, "multipliers": (1, 2, 4), "attention": attention, **light}
-    return {"multipliers": (1, *[2] * (levels - 1)), "attention": attention}
