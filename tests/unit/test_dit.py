@@ -128,9 +128,8 @@ def test_a_new_network_says_nothing_and_every_block_is_the_identity():
 def test_positions_are_waves_of_each_axis_the_last_first():
     table = places((3, 5), 16).view(3, 5, 16)
     # Columns change the first half of the width alone, rows the second.
-    assert torch.equal(table[0, :, :8], table[2, :, :8]) and torch.equal(
-        table[:, 0, 8:], table[:, 4, 8:]
-    )
+    assert torch.equal(table[0, :, :8], table[2, :, :8])
+    assert torch.equal(table[:, 0, 8:], table[:, 4, 8:])
     frequencies = 10_000 ** -(torch.arange(4) / 4)
     waves = torch.cat([(4 * frequencies).sin(), (4 * frequencies).cos()])
     torch.testing.assert_close(table[1, 4, :8], waves)
@@ -218,13 +217,8 @@ def test_it_learns_grids_of_one_two_and_three_dimensions(spec, view):
     assert sample.shape == (2, *view)
     model = stirred(model)
     x = torch.rand(2, *view) * 2 - 1
-    batch = Batch(
-        x=x,
-        condition=torch.tensor([0, 1]),
-        index=torch.arange(2),
-        draws=Draws((0,), total=2),
-        size=2,
-    )
+    rows = torch.arange(2)
+    batch = Batch(x=x, condition=rows, index=rows, draws=Draws((0,), total=2), size=2)
     model.loss(batch, 0)[0].sum().backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters())
 

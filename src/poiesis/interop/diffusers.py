@@ -332,6 +332,11 @@ def write(trained: Trained) -> tuple[dict[str, bytes], list[str]]:
             "only a ddpm whose network is a U-Net can be written as a diffusers folder; this one's "
             f"is {config.network}"
         )
+    if config.self_condition:
+        raise CapabilityError(
+            "a diffusers folder holds networks that see x_t alone; this one sees its estimate too "
+            "(self_condition)"
+        )
     if config.variance == "learned":
         raise CapabilityError(
             "only a ddpm whose variance is fixed can be written as a diffusers folder; this one's "

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from poiesis.config import check
 from poiesis.errors import ConfigError
 from poiesis.nn.attention import attend
+from poiesis.nn.conditions import told
 from poiesis.nn.dropout import Dropout
 from poiesis.nn.recompute import recomputed
 from poiesis.nn.text_encoder import TextEncoder
@@ -149,7 +150,9 @@ class DiT(nn.Module):
 
         condition: int64, classes (b,) or captions (b, length); None is without.
         """
-        emb_bw = F.silu(self.embed(t, condition))
+        waves = sinusoidal_embedding(t, _WAVES, cosines_first=True, frequency_shift=0)
+        emb_bw = self.time_embedding(waves)
+        emb_bw = F.silu(told(emb_bw, condition, self.class_embedding, self.text_encoder)[0])
         x_btw = self.inlet(x.flatten(2).transpose(1, 2)) + self.positions
         for block in self.blocks:
             again = self.recompute and self.training
@@ -157,21 +160,6 @@ class DiT(nn.Module):
         shift, scale = self.modulation(emb_bw)[:, None].chunk(2, -1)
         out_btc = self.outlet(self.norm(x_btw) * (1 + scale) + shift)
         return out_btc.transpose(1, 2).unflatten(2, self.size)
-
-    def embed(self, t: Tensor, condition: Tensor | None) -> Tensor:
-        """Return levels and conditions as vectors (b, w)."""
-        waves = sinusoidal_embedding(t, _WAVES, cosines_first=True, frequency_shift=0)
-        emb_bw = self.time_embedding(waves)
-        if self.class_embedding is not None:
-            if condition is None:
-                none = self.class_embedding.num_embeddings - 1
-                condition = torch.full_like(t, none, dtype=torch.long)
-            emb_bw = emb_bw + self.class_embedding(condition)
-        if self.text_encoder is not None:
-            if condition is None:
-                condition = torch.zeros(len(t), 0, dtype=torch.long, device=t.device)
-            emb_bw = emb_bw + self.text_encoder(condition).whole
-        return emb_bw
 
 
 class _Block(nn.Module):

@@ -126,7 +126,9 @@ class FlowMatching(ContinuousModel):
         teacher = (parts or {}).get("teacher")
         if teacher is not None:
             # It goes on with a network of that kind.
-            kind = {name: getattr(teacher.config, name) for name in ("network", "dit")}
+            kind = {
+                name: getattr(teacher.config, name) for name in ("network", "dit", "self_condition")
+            }
             config = dataclasses.replace(config, **kind)
         super().__init__(config, spec, condition)
         self.teacher = teacher
