@@ -481,6 +481,30 @@ CASES = {
         )
         for name, task in (("ddpm", "upscale-2"), ("flow-matching", "inpaint"))
     },
+    **{
+        f"{name}, dit": Case(
+            name=name,
+            options={
+                "network": "dit",
+                "dit": {"patch": 2, "width": 16, "depth": 1, "heads": 2},
+                "learning_rate": 1e-2,
+                "warmup": 5,
+            },
+            learns="train",
+        )
+        for name in ("ddpm", "flow-matching")
+    },
+    "edm, self-conditioned": Case(
+        name="edm",
+        options={
+            "self_condition": True,
+            "channels": 8,
+            "multipliers": (1,),
+            "attention": (8,),
+            "warmup": 5,
+        },
+        learns="train",
+    ),
     "latent-diffusion": Case(
         name="latent-diffusion",
         options={

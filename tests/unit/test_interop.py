@@ -307,6 +307,8 @@ def test_models_that_a_format_cannot_hold_are_named(tmp_path):
 
     assert "holds a ddpm of images; this is a ddpm of grid" in exporting(Other())
     assert "whose first multiplier is 1, not 2" in exporting(ddpm(multipliers=(2, 2)))
+    assert "whose network is a U-Net" in exporting(ddpm(network="dit"))
+    assert "sees its estimate too" in exporting(ddpm(self_condition=True))
     bare = ddpm(unet=UNetOptions(middle_groups=0))
     assert "unet.middle_groups = 0" in exporting(bare)
     assert not any(tmp_path.iterdir())

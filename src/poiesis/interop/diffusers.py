@@ -26,7 +26,7 @@ from poiesis.files import read_safetensors
 from poiesis.interop.diffusers_schedulers import read_scheduler, write_scheduler
 from poiesis.interop.foreign import Foreign, Options, is_a, json_bytes
 from poiesis.models.diffusion.ddpm import DDPM
-from poiesis.models.diffusion.denoising import padded
+from poiesis.models.diffusion.grids import padded
 from poiesis.models.trained import Trained
 from poiesis.runs import sha256
 from poiesis.spec import Classes, Grid
@@ -327,6 +327,16 @@ def write(trained: Trained) -> tuple[dict[str, bytes], list[str]]:
             f"a diffusers folder holds networks of classes, not of "
             f"{type(model.told).__name__.lower()}"
         )
+    if config.network != "unet":
+        raise CapabilityError(
+            "only a ddpm whose network is a U-Net can be written as a diffusers folder; this one's "
+            f"is {config.network}"
+        )
+    if config.self_condition:
+        raise CapabilityError(
+            "a diffusers folder holds networks that see x_t alone; this one sees its estimate too "
+            "(self_condition)"
+        )
     if config.variance == "learned":
         raise CapabilityError(
             "only a ddpm whose variance is fixed can be written as a diffusers folder; this one's "
@@ -347,7 +357,9 @@ def write(trained: Trained) -> tuple[dict[str, bytes], list[str]]:
             "a diffusers folder holds networks without a normalisation in the middle (unet."
             "middle_groups = 0) only with unet.scale_shift"
         )
-    tensors = {_their_name(k): v.contiguous() for k, v in model.unet.state_dict().items()}
+    tensors = {
+        _their_name(k): v.contiguous() for k, v in model.get_submodule("unet").state_dict().items()
+    }
     remarks = []
     if model.told is not None:
         remarks.append(
@@ -387,7 +399,7 @@ def _network(model: DDPM) -> dict[str, Any]:
     if middle is None and unet.scale_shift:  # where null would leave the normalisation out
         middle = config.groups
     attention = [
-        bool(level.attentions) for level in model.unet.get_submodule("down_blocks").children()
+        bool(level.attentions) for level in model.get_submodule("unet.down_blocks").children()
     ]
     height, width = spec.size
     return {

@@ -46,7 +46,7 @@ class NoisedClassifier(nn.Module):
     way up is dropped. groups: of the normalisation, a divisor of the coarsest resolution's width.
     """
 
-    def __init__(self, network: UNet | Folded, classes: int, groups: int) -> None:
+    def __init__(self, network: nn.Module, classes: int, groups: int) -> None:
         super().__init__()
         self.size, self.axes = 1, 0
         if isinstance(network, Folded):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from poiesis.nn.conditions import told
 from poiesis.nn.dropout import Dropout
 from poiesis.nn.unet import sinusoidal_embedding
 
@@ -46,11 +46,7 @@ class DenoisingMLP(nn.Module):
     def forward(self, x_bf: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return (b, outputs). t: levels (b,). condition: int64 (b,) or None."""
         emb_be = self.time_embedding(sinusoidal_embedding(t, self.width))
-        if self.class_embedding is not None:
-            if condition is None:
-                none = self.class_embedding.num_embeddings - 1
-                condition = torch.full((len(x_bf),), none, device=x_bf.device)
-            emb_be = emb_be + self.class_embedding(condition)
+        emb_be, _ = told(emb_be, condition, self.class_embedding)
         h = self.inlet(x_bf)
         for block in self.blocks:
             h = block(h, emb_be)

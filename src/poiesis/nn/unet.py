@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from poiesis.config import check
 from poiesis.errors import ConfigError
 from poiesis.nn.attention import attend
+from poiesis.nn.conditions import told
 from poiesis.nn.dropout import Dropout
 from poiesis.nn.group_norm import GroupNorm
 from poiesis.nn.recompute import recomputed
@@ -400,18 +401,7 @@ class UNet(nn.Module):
             frequency_shift=self.options.frequency_shift,
         )
         emb_be = self.time_embedding(waves_be)
-        if self.class_embedding is not None:
-            if condition is None:
-                none = self.class_embedding.num_embeddings - 1
-                condition = torch.full_like(t, none, dtype=torch.long)
-            emb_be = emb_be + self.class_embedding(condition)
-        text = None
-        if self.text_encoder is not None:
-            if condition is None:
-                condition = torch.zeros(len(t), 0, dtype=torch.long, device=t.device)
-            text = self.text_encoder(condition)
-            emb_be = emb_be + text.whole
-        return emb_be, text
+        return told(emb_be, condition, self.class_embedding, self.text_encoder)
 
     def denoise(self, x_bchw: Tensor, emb_be: Tensor, text: Text | None) -> Tensor:
         """Return (b, image_channels, h, w), given what `embed` returned."""

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from poiesis.config import check
 from poiesis.errors import ConfigError
 from poiesis.models.base import Batch, Loss, Optim, Phase, Schedule
-from poiesis.models.diffusion.grids import make_unet
+from poiesis.models.diffusion.grids import make_network
 from poiesis.nn.classifier import NoisedClassifier
 from poiesis.nn.denoising_mlp import DenoisingMLP
 from poiesis.sampling import counting
@@ -94,7 +94,12 @@ class Classifying:
                 outputs=condition.count,
             )
             return
-        network = make_unet(config, spec, None)
+        if config.network != "unet":
+            raise ConfigError(
+                f"classifier = True is half a U-Net and learns with one, not with network = "
+                f"{config.network!r}: take unet, or leave it out"
+            )
+        network = make_network(config, spec, None)
         self.classifier = NoisedClassifier(network, condition.count, config.groups)
 
     def classifier_optimizers(self) -> Mapping[str, Optim]:

@@ -19,8 +19,9 @@ from torch import Tensor
 from poiesis.config import check
 from poiesis.errors import ConfigError
 from poiesis.models.base import Batch, Loss, Optim, Phase, Schedule, Stage, preset
-from poiesis.models.diffusion.denoising import DenoisingModel, network_sizes
+from poiesis.models.diffusion.denoising import DenoisingModel
 from poiesis.models.diffusion.edm import EDM
+from poiesis.models.diffusion.sizes import network_sizes
 from poiesis.models.image_condition import FromPictures
 from poiesis.rng import Noise
 from poiesis.sampling.diffusion import DATA_STD
@@ -65,6 +66,11 @@ class Consistency(FromPictures):
         def __post_init__(self) -> None:
             super().__post_init__()
             check("guidance", self.guidance, low=0, high=100)
+            if self.self_condition:
+                raise ConfigError(
+                    "self_condition = True has no use in a consistency model, whose few steps each "
+                    "begin anew: leave it out"
+                )
             check("levels", self.levels, low=2, high=10_000)
             check("last_levels", self.last_levels, low=self.levels, high=10_000)
             check("double_every", self.double_every, low=1)
@@ -218,6 +224,9 @@ class Consistency(FromPictures):
         x_t = self._wide(alpha) * x
         if model is self.teacher and y is not None and self.config.guidance != 1:
             return model.guided(x_t, t, y, model.Sampling(guidance=self.config.guidance))
+        if model is self.student and model.config.self_condition:
+            # As its teacher is at the start: one call.
+            return model.estimate(x_t, t, y, torch.zeros_like(x_t))[0]
         return model.denoiser(x_t, t, y)
 
     def end(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:

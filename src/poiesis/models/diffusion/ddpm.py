@@ -13,14 +13,11 @@ from poiesis.config import check
 from poiesis.errors import ConfigError
 from poiesis.models.base import Batch, preset
 from poiesis.models.capabilities import LogProb
-from poiesis.models.diffusion.denoising import (
-    DenoisingModel,
-    fast_sizes,
-    network_sizes,
-    padded,
-    side_of,
-)
+from poiesis.models.diffusion.denoising import DenoisingModel
+from poiesis.models.diffusion.grids import padded, side_of
 from poiesis.models.diffusion.guidance import Guided
+from poiesis.models.diffusion.sizes import fast_sizes, network_sizes
+from poiesis.nn.dit import PAPER
 from poiesis.nn.unet import UNetOptions
 from poiesis.rng import Noise
 from poiesis.sampling import diffusion
@@ -156,6 +153,31 @@ class DDPM(DenoisingModel):
             decay="constant",
             ema=0.9999,
         )
+
+    @preset
+    @staticmethod
+    def dit_s(spec: Spec) -> DDPM.Config:
+        """DiT-S/2 and the training of its paper: 33M parameters, for a GPU; with 4-px patches
+        (--model.dit.patch 4) it is DiT-S/4."""
+        return _dit("s", spec)
+
+    @preset
+    @staticmethod
+    def dit_b(spec: Spec) -> DDPM.Config:
+        """DiT-B/2: 130M parameters."""
+        return _dit("b", spec)
+
+    @preset
+    @staticmethod
+    def dit_l(spec: Spec) -> DDPM.Config:
+        """DiT-L/2: 458M parameters."""
+        return _dit("l", spec)
+
+    @preset
+    @staticmethod
+    def dit_xl(spec: Spec) -> DDPM.Config:
+        """DiT-XL/2: 675M parameters."""
+        return _dit("xl", spec)
 
     @preset
     @staticmethod
@@ -325,6 +347,23 @@ class DDPM(DenoisingModel):
             detail=detail,
             error=error,
         )
+
+
+def _dit(size: str, spec: Spec) -> DDPM.Config:
+    """Return a transformer of the paper's and its training (arXiv 2212.09748, section 4)."""
+    side_of(spec, f"ddpm's preset dit-{size}")
+    return DDPM.Config(
+        network="dit",
+        dit=PAPER[size],
+        schedule="linear",
+        prediction="eps",
+        variance="learned",
+        batch_size=256,
+        learning_rate=1e-4,
+        warmup=0,
+        decay="constant",
+        ema=0.9999,
+    )
 
 
 def _share(rest: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,60 +20,41 @@ from poiesis.errors import ConfigError, SpecError
 from poiesis.models.base import Batch, Loss, Optim, Phase, Schedule, Stage
 from poiesis.models.diffusion.classifying import Classifying
 from poiesis.models.diffusion.edits import Edits, precise
-from poiesis.models.diffusion.grids import grid_sizes, make_unet, padded, padded_view, side_of
+from poiesis.models.diffusion.grids import make_network, padded_view
 from poiesis.models.diffusion.guidance import Guided, guided
+from poiesis.models.diffusion.options import NetworkOptions
 from poiesis.models.image_condition import FromPictures, Task, fitting, task_of
 from poiesis.nn.denoising_mlp import DenoisingMLP
-from poiesis.nn.unet import UNetOptions
 from poiesis.rng import Noise
 from poiesis.sampling import counting, diffusion, solvers
 from poiesis.spec import Classes, Condition, Grid, Spec, Vector
 
-__all__ = ["DenoisingModel", "fast_sizes", "network_sizes", "padded", "side_of"]
+__all__ = ["DenoisingModel"]
+
+_SHOWN = 0.5
+"""Share of samples whose first estimate a self-conditioned network is shown in training."""
+_FAR = 10.0
+"""Beyond so many standard deviations an estimate of unbounded data is no news to the network."""
 
 
 class DenoisingModel(Classifying, Edits, FromPictures):
     """Base of diffusion and flow-matching models."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Classifying.Config):
+    class Config(Classifying.Config, NetworkOptions):
         """Options of the network and its training."""
 
-        network: Literal["unet", "mlp"] = "unet"
-        """unet: convolutions, for images, audio and video; mlp: dense layers, for vectors."""
-        channels: int = 32
-        """Width of the first resolution, a multiple of `groups`; mlp: units of every layer."""
-        multipliers: tuple[int | float, ...] = (1, 2, 2)
-        """Width of each resolution in units of `channels`, from fine to coarse (network unet)."""
-        blocks: int = 1
-        """Residual blocks per resolution on the way down (one more on the way up); mlp: layers."""
-        attention: tuple[int, ...] = (8,)
-        """Resolutions with self-attention, by longer side in pixels (audio: samples), after the
-        fold; the coarsest always ends in one. Of video there is attention over time there, too."""
-        fold: int = 1
-        """Samples of audio, or pixels of both sides, that become channels of one step, which makes
-        the network as much smaller (network unet)."""
-        groups: int = 8
-        """Groups of the group normalisation (network unet)."""
-        unet: UNetOptions = field(default_factory=UNetOptions)
-        """Finer points of the U-Net, in which published ones differ."""
-        dropout: float = 0.0
-        """Share of features dropped inside residual blocks."""
-        recompute: bool = False
-        """Keep less of a step in memory and compute it again on the way back, a third slower
-        (network unet)."""
         task: Task = "none"
         """Learn images given a picture made of each: smaller ones (upscale-2, upscale-4), grey ones
         (colourise), with holes (inpaint), instead of classes. Pairs (--data.pairs) need none."""
+        self_condition: bool = False
+        """Show the network its estimate of the clean data at the step before (arXiv 2208.04202,
+        section 3.2); a step of training then takes a third longer."""
         conditional: bool = True
         """Learn the classes, captions or pairs, where the data has any."""
         label_dropout: float = 0.1
         """Share of samples trained without their class, caption or picture, which guidance
         needs."""
-        text_width: int = 64
-        """Width of the transformer that reads captions, a multiple of 4."""
-        text_layers: int = 2
-        """Layers of it."""
         min_snr: float = 0.0
         """Caps the weight of a level, as an error of the clean data, at this signal-to-noise ratio
         (arXiv 2303.09556: 5); 0 is no cap."""
@@ -91,32 +72,14 @@ class DenoisingModel(Classifying, Edits, FromPictures):
         """Decay per step of the averaged weights, with which it samples; 0 is none."""
 
         def __post_init__(self) -> None:
-            check("channels", self.channels, low=2)
-            check("groups", self.groups, low=1)
-            check("blocks", self.blocks, low=1, high=64)
-            check("fold", self.fold, low=1, high=4096)
-            check("dropout", self.dropout, low=0, high=0.99)
+            super().__post_init__()
             check("label_dropout", self.label_dropout, low=0, high=1)
-            check("text_width", self.text_width, low=4)
-            check("text_layers", self.text_layers, low=1, high=64)
-            if self.text_width % 4:
-                raise ConfigError(f"text_width = {self.text_width} is not a multiple of 4")
             check("min_snr", self.min_snr, low=0)
             check("batch_size", self.batch_size, low=1)
             check("learning_rate", self.learning_rate, low=0, open_low=True)
             check("warmup", self.warmup, low=0)
             check("clip", self.clip, low=0, open_low=True)
             check("ema", self.ema, low=0, high=0.999999)
-            if self.network == "mlp":
-                return
-            if not self.multipliers:
-                raise ConfigError("multipliers is empty: give one width per resolution, e.g. 1,2,2")
-            for multiplier in self.multipliers:
-                check("multipliers", multiplier, low=0, open_low=True)
-            if self.channels % self.groups:
-                raise ConfigError(
-                    f"channels = {self.channels} is not a multiple of groups = {self.groups}"
-                )
 
     @dataclass(frozen=True, kw_only=True)
     class Sampling(Classifying.Sampling):
@@ -205,7 +168,7 @@ class DenoisingModel(Classifying, Edits, FromPictures):
         classes = self.told.count if isinstance(self.told, Classes) else 0
         if isinstance(spec, Vector):
             self.mlp = DenoisingMLP(
-                features=spec.features,
+                features=spec.features * (2 if config.self_condition else 1),
                 width=config.channels,
                 layers=config.blocks,
                 dropout=config.dropout,
@@ -214,8 +177,10 @@ class DenoisingModel(Classifying, Edits, FromPictures):
             )
             return
         assert isinstance(spec, Grid)
-        given = self.task.channels + 1 if self.task else 0
-        self.unet = make_unet(config, spec, self.told, given=given, outputs=self.outputs)
+        given = spec.channels if config.self_condition else 0
+        given += self.task.channels + 1 if self.task else 0
+        network = make_network(config, spec, self.told, given=given, outputs=self.outputs)
+        self.add_module(self.network_name, network)
 
     @classmethod
     def view(cls, config: Any, spec: Spec) -> Spec:
@@ -239,7 +204,9 @@ class DenoisingModel(Classifying, Edits, FromPictures):
     @property
     def network_name(self) -> str:
         """Name of the network that learns."""
-        return "unet" if isinstance(self.spec, Grid) else "mlp"
+        if isinstance(self.spec, Vector):
+            return "mlp"
+        return "dit" if self.config.network == "dit" else "unet"
 
     @property
     def _network(self) -> nn.Module:
@@ -380,14 +347,38 @@ class DenoisingModel(Classifying, Edits, FromPictures):
         alpha, sigma = self._level(t)
         x_t = alpha * x0 + sigma * eps
         target = diffusion.target_of(self.prediction, x0, eps, alpha, sigma)
-        output = self.output(x_t, t, condition)
+        output = self.output(x_t, t, condition, *self._earlier(batch, x_t, t, condition))
         error = (output[:, : x0.shape[1]] - target).square().flatten(1).mean(1)
         return error, *self.further_loss(x0, x_t, t, output)
 
-    def output(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        """Return the network's output at levels t (b,), float32, (b, outputs · channels, …)."""
+    def _earlier(
+        self, batch: Batch, x_t: Tensor, t: Tensor, condition: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Return the estimates that the network is shown, if it is: its first, without gradient.
+
+        In training half of the samples are shown zeros instead, as when sampling begins.
+        """
+        if not self.config.self_condition:
+            return ()
+        with torch.no_grad():
+            first = self.estimate(x_t, t, condition, torch.zeros_like(x_t))[0]
+        if batch.training:
+            shown = batch.rand() < _SHOWN
+            first = first * shown.view(-1, *[1] * (first.ndim - 1))
+        return (first,)
+
+    def output(
+        self, x_t: Tensor, t: Tensor, condition: Tensor | None, earlier: Tensor | None = None
+    ) -> Tensor:
+        """Return the network's output at levels t (b,), float32, (b, outputs · channels, …).
+
+        earlier: the estimate of x0 that a self-conditioned network is shown.
+        """
         counting.asked(len(x_t))
         x_t = x_t.float() * self.input_scale(*self._level(t))
+        if earlier is not None:
+            limit = 1.0 if self.bounded else _FAR
+            x_t = torch.cat([x_t, earlier.float().clamp(-limit, limit)], 1)
         if self.task is not None:
             if condition is None:
                 condition = x_t.new_zeros(len(x_t), self.task.channels + 1, *x_t.shape[2:])
@@ -407,17 +398,31 @@ class DenoisingModel(Classifying, Edits, FromPictures):
 
         x_t: α_t x0 + σ_t ε, (b, *spec.shape). t: noise levels (b,), of the model's own scale; those
         below its cleanest are taken for it.
-        condition: int64, classes (b,) or captions (b, length), or pictures; None is without.
+        condition: int64, classes (b,) or captions (b, length), or pictures; None is without. A
+        self-conditioned network is called twice.
         """
         return self.estimate(x_t, t, condition)[0]
 
     def estimate(
-        self, x_t: Tensor, t: Tensor, condition: Tensor | None = None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Tensor | None = None,
+        earlier: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the estimate of x0, as `denoiser`, and what else the network says of it."""
+        """Return the estimate of x0, as `denoiser`, and what else the network says of it.
+
+        earlier: for a self-conditioned network, an estimate that it then goes on from, or zeros;
+        None is its own of this x_t.
+        """
+        shown = ()
+        if self.config.self_condition:
+            if earlier is None:
+                earlier = self.estimate(x_t, t, condition, torch.zeros_like(x_t))[0]
+            shown = (earlier,)
         t = t.clamp(min=self.cleanest)
         alpha, sigma = self._level(t)
-        output = self.output(x_t, t, condition if self.told else None)
+        output = self.output(x_t, t, condition if self.told else None, *shown)
         channels = x_t.shape[1]
         x0 = diffusion.x0_from(self.prediction, output[:, :channels], x_t.float(), alpha, sigma)
         return x0, output[:, channels:]
@@ -454,44 +459,3 @@ class DenoisingModel(Classifying, Edits, FromPictures):
     def guided(self, x_t: Tensor, t: Tensor, condition: Tensor | None, options: Any) -> Tensor:
         """Return the estimate of x0 with guidance."""
         return guided(self, self.denoiser, x_t, t, condition, options)
-
-
-def fast_sizes(spec: Spec, name: str) -> dict[str, Any]:
-    """Return options of a network for minutes on a CPU: grids are folded to about 32 px.
-
-    Audio is folded twice as much as by default.
-    """
-    if not isinstance(spec, Grid):
-        return network_sizes(spec, name)
-    if len(spec.size) == 1:
-        return grid_sizes(spec, 512)
-    fold = max(1, round(max(spec.size[-2:]) / 32))
-    size = (*spec.size[:-2], *(-(-side // fold) for side in spec.size[-2:]))
-    return {**network_sizes(Grid(channels=spec.channels, size=size), name), "fold": fold}
-
-
-def network_sizes(spec: Spec, name: str) -> dict[str, Any]:
-    """Return options of a small and quick network: minutes on a CPU for images up to 32 px."""
-    if isinstance(spec, Grid) and len(spec.size) == 1:
-        return grid_sizes(spec)
-    if isinstance(spec, Grid) and len(spec.size) == 3:
-        frame = Grid(channels=spec.channels, size=spec.size[1:])
-        return {**network_sizes(frame, name), **grid_sizes(spec)}
-    if isinstance(spec, Vector):
-        return {
-            "network": "mlp",
-            "channels": 256 if spec.features > 8 else 128,
-            "blocks": 4,
-            "attention": (),
-            "batch_size": 256,
-        }
-    side = side_of(spec, name)
-    # Small images: many small steps of a light network teach more in the same minutes.
-    light = {"batch_size": 32, "learning_rate": 2e-3} if side <= 32 else {}
-    if side <= 16:
-        return {"multipliers": (1, 2), "attention": (padded(side, 2) // 2,), **light}
-    levels = max(3, math.ceil(math.log2(side / 8)) + 1)
-    attention = (padded(side, levels) // 2 ** (levels - 1),)
-    if side <= 32:
-        return {"channels": 16, "multipliers": (1, 2, 4), "attention": attention, **light}
-    return {"multipliers": (1, *[2] * (levels - 1)), "attention": attention}

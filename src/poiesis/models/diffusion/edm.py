@@ -12,7 +12,8 @@ from torch import Tensor
 from poiesis.config import check
 from poiesis.models.base import Batch, preset
 from poiesis.models.diffusion.continuous import ContinuousModel
-from poiesis.models.diffusion.denoising import fast_sizes, network_sizes, padded, side_of
+from poiesis.models.diffusion.grids import padded, side_of
+from poiesis.models.diffusion.sizes import fast_sizes, network_sizes
 from poiesis.sampling import diffusion
 from poiesis.sampling.processes import exploding
 from poiesis.spec import Spec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +15,8 @@ from poiesis.config import check
 from poiesis.errors import ConfigError
 from poiesis.models.base import Batch, preset
 from poiesis.models.diffusion.continuous import ContinuousModel
-from poiesis.models.diffusion.denoising import fast_sizes, network_sizes, padded, side_of
+from poiesis.models.diffusion.grids import padded, side_of
+from poiesis.models.diffusion.sizes import fast_sizes, network_sizes
 from poiesis.rng import Noise
 from poiesis.sampling import diffusion
 from poiesis.sampling.processes import straight
@@ -122,6 +124,12 @@ class FlowMatching(ContinuousModel):
         parts: Mapping[str, Any] | None = None,
     ) -> None:
         teacher = (parts or {}).get("teacher")
+        if teacher is not None:
+            # It goes on with a network of that kind.
+            kind = {
+                name: getattr(teacher.config, name) for name in ("network", "dit", "self_condition")
+            }
+            config = dataclasses.replace(config, **kind)
         super().__init__(config, spec, condition)
         self.teacher = teacher
         if teacher is not None:

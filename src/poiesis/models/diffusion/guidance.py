@@ -28,10 +28,14 @@ class Guided:
         self.weak = weaker(options.guide, model) if options.guide and scale != 1 else None
         self.rest: Tensor | None = None
         """What else the network said in the last call, for x_t under its condition."""
+        self.earlier: Tensor | None = None
+        """The last estimate, which a self-conditioned network is shown; zeros at first."""
 
     def __call__(self, x_t: Tensor, level: Any) -> Tensor:
         """Return the estimate of x0. level: as a path names it."""
         t = torch.full((len(x_t),), level, device=x_t.device)
+        if self.model.config.self_condition and self.earlier is None:
+            self.earlier = torch.zeros_like(x_t, dtype=torch.float32)
         x0 = guided(self.model, self._ask, x_t.float(), t, self.condition, self.options)
         if self.rest is not None:
             # Guidance asks twice at once: first under the condition.
@@ -42,10 +46,18 @@ class Guided:
         x0 = self.model.led(x0, x_t.float(), t, self.condition, self.options)
         if self.model.bounded:
             x0 = diffusion.clip_x0(x0, self.options.clip)
+        if self.earlier is not None:
+            self.earlier = x0.float()
         return x0.to(x_t)
 
     def _ask(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        x0, self.rest = self.model.estimate(x_t, t, condition)
+        if self.earlier is None:
+            x0, self.rest = self.model.estimate(x_t, t, condition)
+        else:
+            # Guidance asks twice at once, of one estimate.
+            twice = len(x_t) // len(self.earlier)
+            earlier = torch.cat([self.earlier] * twice)
+            x0, self.rest = self.model.estimate(x_t, t, condition, earlier)
         return x0
 
 

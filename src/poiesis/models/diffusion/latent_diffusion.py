@@ -29,8 +29,9 @@ from poiesis.models.base import (
     within,
 )
 from poiesis.models.diffusion.autoguidance import check_alike, opened
-from poiesis.models.diffusion.denoising import padded, side_of
 from poiesis.models.diffusion.flow_matching import FlowMatching
+from poiesis.models.diffusion.grids import padded, side_of, step_of
+from poiesis.models.diffusion.sizes import patches
 from poiesis.models.gans.losses import LOSSES
 from poiesis.nn.strided import strided, upwards
 from poiesis.rng import Noise
@@ -118,6 +119,7 @@ class LatentDiffusion(GenerativeModel):
             blocks=2,
             attention=(inner // 2 ** (len(multipliers) - 1),),
             batch_size=64,
+            dit=patches((inner, inner)),
         )
         return LatentDiffusion.Config(widths=widths, flow=flow)
 
@@ -125,11 +127,11 @@ class LatentDiffusion(GenerativeModel):
 
     @classmethod
     def view(cls, config: Config, spec: Spec) -> Spec:
-        """Return images in [-1, 1], padded so that both networks can halve them."""
+        """Return images in [-1, 1], padded so that both networks can halve or cut them."""
         side_of(spec, "latent-diffusion")
         assert isinstance(spec, Grid)
-        halvings = len(config.widths) + len(config.flow.multipliers)
-        size = tuple(padded(side, halvings) for side in spec.size)
+        step = 2 ** len(config.widths) * step_of(config.flow)
+        size = tuple(-(-side // step) * step for side in spec.size)
         return Grid(channels=spec.channels, size=size, domain="signed", levels=spec.levels)
 
     @classmethod

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from poiesis.models.base import Batch, preset
 from poiesis.models.diffusion.continuous import ContinuousModel
-from poiesis.models.diffusion.denoising import fast_sizes, network_sizes
+from poiesis.models.diffusion.sizes import fast_sizes, network_sizes
 from poiesis.sampling import diffusion
 from poiesis.sampling.processes import Process, exploding, preserving, sub_preserving
 from poiesis.spec import Condition, Spec
