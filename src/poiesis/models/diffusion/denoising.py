@@ -49,7 +49,7 @@ class DenoisingModel(Classifying, Edits, FromPictures):
         (colourise), with holes (inpaint), instead of classes. Pairs (--data.pairs) need none."""
         self_condition: bool = False
         """Show the network its estimate of the clean data at the step before (arXiv 2208.04202,
-        section 3.2); a step of training then takes a third longer."""
+        section 3.2); a step of training then takes a third to a half longer."""
         conditional: bool = True
         """Learn the classes, captions or pairs, where the data has any."""
         label_dropout: float = 0.1
