@@ -42,7 +42,7 @@ class Classifying:
 
         classifier: bool = False
         """Train a classifier of noised data besides, which can lead samples to a class, also where
-        the network itself learns none (conditional = false); about half again as long a step."""
+        the network itself learns none (conditional = false). It makes every step longer."""
 
     @dataclass(frozen=True, kw_only=True)
     class Sampling:
