@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from poiesis.errors import PoiesisWarning
-from poiesis.models.trained import sample
+from poiesis.models.samples import sample
 from poiesis.runs import Run
 from poiesis.training.verb import train
 from tests.distributed import work

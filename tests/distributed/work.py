@@ -21,7 +21,8 @@ from poiesis.comparison import compare
 from poiesis.data import open_data
 from poiesis.errors import PoiesisWarning
 from poiesis.evaluation.protocol import EvaluationConfig, evaluate
-from poiesis.models.trained import build, sample
+from poiesis.models.samples import sample
+from poiesis.models.trained import build
 from poiesis.runs import Run
 from poiesis.training.config import TrainConfig
 from poiesis.training.engine import Engine

@@ -92,7 +92,7 @@ def run(args: list[str]) -> int:
         import torch
 
         torch.set_num_threads(parsed.threads)
-    from poiesis.models.trained import sample
+    from poiesis.models.samples import sample
 
     spec = from_json((folder.read_json("data.json") or {}).get("spec"))
     is_text, is_table = isinstance(spec, Tokens), isinstance(spec, Vector)
