@@ -460,10 +460,6 @@ class Engine:
         self.model.train(training)
         self._settled = self.step
 
-    def grid_samples(self) -> list[Any]:
-        """Return raw samples from the averaged weights, always from the same noise."""
-        return grids.draw(self)
-
     def log(self, values: Mapping[str, float], kind: str, **about: int) -> None:
         """Log values under "kind/name"; about: of the line, for metrics.jsonl alone."""
         named = {f"{kind}/{name}": value for name, value in values.items()}
