@@ -104,7 +104,7 @@ def combine(
     # Least squares, the factors adding up to one (a Lagrange multiplier in the last row).
     system = np.block([[gram, np.ones((n, 1))], [np.ones((1, n)), np.zeros((1, 1))]])
     found = np.linalg.lstsq(system, np.vstack([wanted, np.ones((1, m))]), rcond=None)[0]
-    factors = found[:n].T
+    factors = found[:n].T.astype(np.float64)
     apart = own - 2 * (factors * wanted.T).sum(1) + ((factors @ gram) * factors).sum(1)
     return factors, np.sqrt(np.maximum(apart, 0) / own)
 

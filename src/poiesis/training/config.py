@@ -47,8 +47,8 @@ class TrainConfig:
     """Newest checkpoints to keep; the best one is kept besides."""
     snapshots: int = 0
     """Snapshots of averaged weights over the run, for averages of any length afterwards
-    (--checkpoint ema:0.1); 32 reach lengths from 0.015 to 0.25. Each takes twice the weights on
-    the disk, training three times what their moving average does."""
+    (--checkpoint ema:0.1); 32 reach lengths from 0.015 to 0.25. Each takes twice the space of the
+    averaged weights on the disk."""
     log_every: float = 1.0
     """Seconds between two lines of metrics.jsonl."""
     track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
