@@ -28,7 +28,7 @@ _LAZY = {
     "load": "poiesis.models.trained",
     "reduce": "poiesis.apply.reduce",
     "report": "poiesis.reporting.page",
-    "sample": "poiesis.models.trained",
+    "sample": "poiesis.models.samples",
     "train": "poiesis.training.verb",
     "translate": "poiesis.apply.translate",
     "upscale": "poiesis.apply.translate",

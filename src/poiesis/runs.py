@@ -7,7 +7,8 @@
       parts/           runs this one was built on        report.html
       health.json      what is normal, and when we looked  alarms.jsonl  what was not
       sampling.json    its own sampling options, if any  import.json    where it came from, if so
-      checkpoints/     step-XXXXXXXX/ with safetensors, JSON and SHA256 of each; latest, best
+      checkpoints/     step-XXXXXXXX/ with safetensors, JSON and SHA256 of each; latest, best;
+                       average-XXXXXXXX/, snapshots of averaged weights
 
 A checkpoint is written to a temporary folder beside its place, every file synced to disk, then
 renamed into place, the parent synced, then `latest` flipped; so at every moment there is a whole
@@ -43,9 +44,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint", "Run", "environment", "sha256", "write_atomic"]
 
-_NAME = re.compile(r"(step|best|healthy)-(\d{8,})")
+_NAME = re.compile(r"(step|best|healthy|average)-(\d{8,})")
 """Name of a checkpoint's folder: its kind and its step."""
-_ASIDE = re.compile(r"\.((?:step|best|healthy)-\d{8,})\.old")
+_ASIDE = re.compile(r"\.((?:step|best|healthy|average)-\d{8,})\.old")
 """Where a checkpoint waits while another of the same name takes its place."""
 
 _KINDS = {"latest": "step", "best": "best", "healthy": "healthy"}
@@ -130,6 +131,16 @@ def _aside_name(path: Path) -> str | None:
 def _step(path: Path) -> int:
     """Return the step in a checkpoint's name, be it in its place or aside."""
     return int((_aside_name(path) or path.name).rsplit("-", 1)[1])
+
+
+def _crowded(paths: Sequence[Path], keep: int) -> list[Path]:
+    """Return all but `keep` of the paths, in order of step: those nearest to their neighbours."""
+    left, out = list(paths), []
+    while len(left) > max(2, keep):
+        steps = [_step(path) for path in left]
+        gaps = [abs(steps[i + 1] - steps[i - 1]) for i in range(1, len(steps) - 1)]
+        out.append(left.pop(1 + gaps.index(min(gaps))))
+    return out
 
 
 class Checkpoint:
@@ -282,7 +293,7 @@ class Run:
         return [line for line in lines if isinstance(line, dict)]
 
     def rewind(self, step: int) -> None:
-        """Drop metrics and sample grids after `step`, which a resumed run will write again."""
+        """Drop metrics, grids and snapshots after `step`, which a resumed run will write again."""
         if not processes.main():
             return
         if (self.path / "metrics.jsonl").exists():
@@ -293,6 +304,9 @@ class Run:
             digits = path.stem.removeprefix("step-")
             if digits.isdecimal() and int(digits) > step:
                 path.unlink(missing_ok=True)
+        for later, path in self.snapshots().items():
+            if later > step:
+                shutil.rmtree(path, ignore_errors=True)
 
     def drop_best_after(self, step: int) -> bool:
         """Drop the best and the healthy checkpoint where later; return whether the best was."""
@@ -314,11 +328,13 @@ class Run:
         files: Files,
         *,
         kind: str = "step",
-        pointer: str = "latest",
+        pointer: str | None = "latest",
         keep: int = 2,
         shards: Mapping[str, Tensor] | None = None,
     ) -> Path:
         """Write a checkpoint atomically, flip `pointer` to it, keep the newest `keep` of its kind.
+
+        Of snapshots (kind average) those are kept that spread widest over the run.
 
         shards: tensors split over the processes, named "file stem/name". All processes call this:
         each writes its parts of them, the main one the rest. Raises RunError (a full disk, say);
@@ -363,7 +379,8 @@ class Run:
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise _explain(error, final) from error
-        write_atomic(folder / pointer, final.name)
+        if pointer is not None:
+            write_atomic(folder / pointer, final.name)
         self._prune(kind, step, keep)
         processes.barrier()
         return final
@@ -376,7 +393,9 @@ class Run:
         """
         found = self._checkpoints(kind)
         later = [path for path in found if _step(path) > step]
-        for path in later + found[len(later) :][keep:]:
+        kept = found[len(later) :]
+        surplus = _crowded(kept, keep) if kind == "average" else kept[keep:]
+        for path in later + surplus:
             shutil.rmtree(path, ignore_errors=True)
         for path in (self.path / "checkpoints").glob(f".{kind}-*.old"):
             shutil.rmtree(path, ignore_errors=True)
@@ -387,6 +406,10 @@ class Run:
         names = {path.name for path in folder.glob(f"{kind}-*") if _NAME.fullmatch(path.name)}
         names |= {name for path in folder.glob(f".{kind}-*") if (name := _aside_name(path))}
         return sorted((self._place(name) for name in names), key=_step, reverse=True)
+
+    def snapshots(self) -> dict[int, Path]:
+        """Return step → folder of the snapshots of averaged weights, newest first."""
+        return {_step(path): path for path in self._checkpoints("average")}
 
     def _place(self, name: str) -> Path:
         """Return where a checkpoint lies: aside, if a crash came before its successor."""

@@ -29,6 +29,7 @@ from poiesis.models import capabilities
 from poiesis.models.base import Batch
 from poiesis.models.trained import build, load
 from poiesis.rng import Draws, Noise
+from poiesis.runs import Run
 from poiesis.spec import Classes, Grid, Tokens, Vector
 from poiesis.training import verb
 from poiesis.training.config import TrainConfig
@@ -817,7 +818,7 @@ class Recording(Engine):
 
 def test_resume_is_bitwise_and_loading_gives_the_same_samples(case, tmp_path, monkeypatch):
     monkeypatch.setattr(verb, "Engine", Recording)
-    options = {**FEW, "steps": 5, "checkpoints": 1}
+    options = {**FEW, "steps": 5, "checkpoints": 1, "snapshots": 2}
 
     def run(folder: str, **more: Any) -> Any:
         return verb.train(
@@ -840,15 +841,28 @@ def test_resume_is_bitwise_and_loading_gives_the_same_samples(case, tmp_path, mo
     monkeypatch.setattr(verb, "open_data", lambda source, config: data_of(case.data))
     resumed = verb.train(resume=stopped.path, quiet=True).checkpoint()
     assert resumed.step == whole.step == 5
-    for file in ("model", "ema", "optimizer", "extra"):
+    for file in ("model", "ema", "averages", "optimizer", "extra"):
         assert resumed.hashes[f"{file}.safetensors"] == whole.hashes[f"{file}.safetensors"], file
     with engine.average.applied():
         expected = engine.model.sample(3, seed=1)
     loaded = load(tmp_path / "whole", device="cpu")
     assert torch.equal(loaded.model.sample(3, seed=1), expected)
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    check_averages(tmp_path / "whole", engine)
     raws = loaded.sample(2, seed=1)
     assert len(raws) == 2 and type(raws[0]) is type(data_of(case.data).codec.decode(raw_row(case)))
+
+
+def check_averages(path: Path, engine: Engine) -> None:
+    """An average of a kept length is the one that training had, others are made and sampled."""
+    state = load(path, checkpoint="ema:0.1", device="cpu").model.state_dict()
+    kept = {k: v for k, v in engine.snapshots.shadow.items() if k.startswith("0.1/")}
+    names = list(engine.model.ema()) or list(engine.model.networks())
+    assert kept and all(any(k[4:].startswith(name) for name in names) for k in kept)
+    assert all(torch.equal(state[k[4:]], v) for k, v in kept.items())
+    assert sorted(Run(path).snapshots()) == [3, 5]
+    model = load(path, checkpoint="ema:0.08@5", device="cpu").model
+    assert model.sample(2).float().isfinite().all()
 
 
 def raw_row(case: Case) -> torch.Tensor:

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from poiesis.errors import PoiesisWarning
-from poiesis.models.trained import sample
+from poiesis.models.samples import sample
+from poiesis.models.trained import load
 from poiesis.runs import Run
 from poiesis.training.verb import train
 from tests.distributed import work
@@ -129,6 +130,15 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, tmp_path, name):
     ends = {way: work.state(folder / f"{way}-{name}") for way in ("one", "two", "one-two")}
     assert work.distance(work.state(tmp_path / "run"), ends["two"]) < 1e-5
     assert work.distance(ends["one-two"], ends["one"]) < 1e-5
+
+
+def test_averages_of_any_length_of_a_sharded_run_are_those_of_one_process(folder):
+    one, sharded = (
+        load(folder / way, checkpoint="ema:0.08@15", device="cpu").model.state_dict()
+        for way in ("one-vae", "sharded")
+    )
+    for name, tensor in one.items():
+        assert torch.allclose(tensor, sharded[name], atol=1e-4), name
 
 
 def test_a_sharded_run_resumes_bit_for_bit_and_is_read_by_one_process(folder, tmp_path):

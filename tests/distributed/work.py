@@ -21,7 +21,8 @@ from poiesis.comparison import compare
 from poiesis.data import open_data
 from poiesis.errors import PoiesisWarning
 from poiesis.evaluation.protocol import EvaluationConfig, evaluate
-from poiesis.models.trained import build, sample
+from poiesis.models.samples import sample
+from poiesis.models.trained import build
 from poiesis.runs import Run
 from poiesis.training.config import TrainConfig
 from poiesis.training.engine import Engine
@@ -72,7 +73,7 @@ def losses(name: str, shard: tuple[str, ...] = (), accumulate: int = 1) -> list[
 
 def trained(name: str, out: Path, **options: Any) -> None:
     """Train with a checkpoint after every step, and two looks at the run's health."""
-    saves = {"checkpoints": STEPS, "keep": STEPS, "monitors": STEPS // 2}
+    saves = {"checkpoints": STEPS, "keep": STEPS, "monitors": STEPS // 2, "snapshots": 4}
     changes = {"data": {"source": "digits"}, "train": {"steps": STEPS, **QUICK, **saves, **options}}
     train(name, config=changes, out=out, quiet=True)
 
@@ -99,11 +100,11 @@ def resumed(run: Path, out: Path, name: str) -> None:
 
 
 def state(run: Path, which: str = "latest") -> dict[str, torch.Tensor]:
-    """Return the weights, averages and optimizer states of a checkpoint."""
+    """Return the weights, averages of all kinds and optimizer states of a checkpoint."""
     checkpoint = Run(run).checkpoint(which)
     return {
         f"{file}/{key}": tensor
-        for file in ("model", "ema", "optimizer")
+        for file in ("model", "ema", "averages", "optimizer")
         for key, tensor in checkpoint.tensors(f"{file}.safetensors").items()
     }
 

@@ -10,7 +10,8 @@ from poiesis.data import open_data
 from poiesis.data.config import DataConfig
 from poiesis.errors import CapabilityError, ConfigError, DataError, SpecError
 from poiesis.models.gans.adversarial import telling
-from poiesis.models.trained import build, load, sample
+from poiesis.models.samples import sample
+from poiesis.models.trained import build, load
 from poiesis.registry import model_class
 from poiesis.spec import Attributes, from_json, to_json
 from poiesis.training import verb

@@ -10,7 +10,7 @@ import pytest
 
 from poiesis.data import open_data
 from poiesis.errors import ConfigError, RunError
-from poiesis.models.trained import sample
+from poiesis.models.samples import sample
 from poiesis.training.verb import train
 
 

@@ -20,11 +20,12 @@ from poiesis import registry
 from poiesis.cli.main import main
 from poiesis.data import open_data
 from poiesis.data.dataset import DataSet
-from poiesis.runs import Run
+from poiesis.runs import Checkpoint, Run
 from poiesis.training import engine as engines
 from poiesis.training import grids, verb
 
-OPTIONS = {"steps": 6, "checkpoints": 3, "validations": 3, "grids": 2, "log_every": 0.0}
+OPTIONS = {"steps": 6, "checkpoints": 3, "validations": 3, "grids": 2, "snapshots": 2}
+OPTIONS["log_every"] = 0.0
 COMMAND = ["vae", "--data", "digits", "--model.widths", "16", "--model.latent-dim", "2"]
 COMMAND += [f"--train.{key.replace('_', '-')}={value}" for key, value in OPTIONS.items()]
 COMMAND += ["--train.threads", "1", "--quiet"]
@@ -64,10 +65,12 @@ def contents(run: Run) -> dict[str, Any]:
     for which in ("latest", "best"):
         checkpoint = run.checkpoint(which)
         names = [name for name in checkpoint.hashes if name != "state.json"]
-        assert len(names) == (4 if which == "latest" else 2)
+        assert len(names) == (5 if which == "latest" else 2)
         found[which] = {name: checkpoint.hashes[name] for name in names}
         found[f"{which} state"] = {**checkpoint.json("state.json"), "seconds": 0}
         found[f"{which} step"] = checkpoint.step
+    found["snapshots"] = {s: Checkpoint(path).hashes for s, path in run.snapshots().items()}
+    assert len(found["snapshots"]) == 2
     clocks = ("train/rate", "train/seconds")
     lines = (run.path / "metrics.jsonl").read_text().splitlines()
     found["metrics"] = [
@@ -168,7 +171,7 @@ def test_killed_many_times_over(tmp_path):
     """Each life does a few more writes than the last checkpoint needed, then dies."""
     whole = contents(train(tmp_path / "whole"))
     draw, out, lives = random.Random(1), tmp_path / "run", 0
-    while killed_at(draw.randint(20, 90), lambda: go_on(out)):
+    while killed_at(draw.randint(30, 130), lambda: go_on(out)):
         lives += 1
         assert lives < 100
     assert lives >= 3
@@ -282,7 +285,7 @@ def test_small_file_system_that_fills_up(tmp_path):
     if not allowed:
         pytest.skip("this machine does not let users mount a file system")
     steps = f'{fits}; cd {disk}; exec "$@"'
-    python = [sys.executable, "-c", SMALL_DISK, str(150_000), *COMMAND]
+    python = [sys.executable, "-c", SMALL_DISK, str(250_000), *COMMAND]
     done = subprocess.run(
         [*mount, steps, "sh", *python], capture_output=True, text=True, timeout=250
     )

@@ -18,7 +18,7 @@ from tests.faults import killed_at
 from poiesis.cli.main import main
 from poiesis.errors import PoiesisWarning, RunError
 from poiesis.models.trained import load
-from poiesis.runs import Run
+from poiesis.runs import Checkpoint, Run
 from poiesis.training import verb
 from poiesis.training.engine import Engine
 
@@ -28,6 +28,7 @@ OPTIONS = {
     "checkpoints": STEPS,
     "validations": 6,
     "grids": 0,
+    "snapshots": 5,
     "threads": 1,
     "log_every": 0.0,
 }
@@ -71,17 +72,19 @@ def losses(run: Run) -> list[dict[str, float]]:
 
 
 def assert_same_end(one: Run, two: Run) -> None:
-    """Weights, averages, optimizer states, the best checkpoint and every logged loss are equal."""
+    """Weights, averages, optimizer states, best checkpoint, snapshots and all losses are equal."""
     for which in ("latest", "best"):
         assert one.has_checkpoint(which) == two.has_checkpoint(which)
         if one.has_checkpoint(which):
             a, b = one.checkpoint(which), two.checkpoint(which)
             assert a.step == b.step
             tensors = [file for file in a.hashes if file.endswith(".safetensors")]
-            assert len(tensors) == (4 if which == "latest" else 2)
+            assert len(tensors) == (5 if which == "latest" else 2)
             assert [a.hashes[f] for f in tensors] == [b.hashes[f] for f in tensors]
             states = [{**c.json("state.json"), "seconds": 0} for c in (a, b)]
             assert states[0] == states[1]
+    found = [{s: Checkpoint(p).hashes for s, p in run.snapshots().items()} for run in (one, two)]
+    assert found[0] == found[1] and len(found[0]) == OPTIONS["snapshots"]
     assert losses(one) == losses(two)
 
 
@@ -170,7 +173,7 @@ def test_damaged_newest_checkpoint_falls_back_to_the_one_before(
 
 def test_all_checkpoints_damaged_is_one_line(tmp_path):
     run = train("vae", tmp_path / "run", steps=4, checkpoints=2)
-    for checkpoint in (run.path / "checkpoints").glob("*-*"):
+    for checkpoint in (run.path / "checkpoints").glob("[sb]*-*"):
         flip(checkpoint / "model.safetensors")
     with pytest.raises(RunError, match=r"no whole checkpoint yet .*is damaged") as raised:
         verb.train(resume=run.path, quiet=True)

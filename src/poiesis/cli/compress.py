@@ -37,7 +37,8 @@ class CompressArgs:
     limit: int | None = None
     """At most so many images."""
     checkpoint: str = "auto"
-    """Which weights: best, latest or a step; auto is best where training watched one."""
+    """Which weights: best, latest, a step, or ema:LENGTH for an average of another length; auto is
+    best where training watched one."""
     batch_size: int = 64
     """Images that the networks see at once, noted in the file."""
     threads: int | None = None

@@ -49,7 +49,8 @@ class DetectArgs:
     fit_rows: int = 10_000
     """Fit scores and baselines to at most so many training images."""
     checkpoint: str = "auto"
-    """Which weights: best, latest or a step; auto is best where training watched one."""
+    """Which weights: best, latest, a step, or ema:LENGTH for an average of another length; auto is
+    best where training watched one."""
     batch_size: int = 256
     """Samples scored at once: a matter of speed and memory."""
     seed: int = 0

@@ -46,7 +46,8 @@ class PictureArgs:
     limit: int | None = None
     """At most so many pictures."""
     checkpoint: str = "auto"
-    """Which weights: best, latest or a step; auto is best where training watched one."""
+    """Which weights: best, latest, a step, or ema:LENGTH for an average of another length; auto is
+    best where training watched one."""
     batch_size: int = 64
     """Pictures made at once: a matter of speed and memory."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -29,7 +29,8 @@ class ExportArgs:
     out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
     """Folder to make."""
     checkpoint: str = "auto"
-    """Which weights: best, latest or a step; auto is best where training watched one."""
+    """Which weights: best, latest, a step, or ema:LENGTH for an average of another length; auto is
+    best where training watched one."""
     weights: Literal["average", "raw"] = "average"
     """The moving average of the weights, where the model has one, or the last ones."""
 

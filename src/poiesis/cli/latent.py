@@ -43,7 +43,8 @@ class LatentArgs:
     seed: int = 0
     """Seed of all that is drawn."""
     checkpoint: str = "auto"
-    """Which weights: best, latest or a step; auto is best where training watched one."""
+    """Which weights: best, latest, a step, or ema:LENGTH for an average of another length; auto is
+    best where training watched one."""
     batch_size: int = 256
     """Samples encoded and decoded at once: a matter of speed and memory."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -36,7 +36,8 @@ class ReduceArgs:
     limit: int | None = None
     """At most so many samples."""
     checkpoint: str = "auto"
-    """Which weights: best, latest or a step; auto is best where training watched one."""
+    """Which weights: best, latest, a step, or ema:LENGTH for an average of another length; auto is
+    best where training watched one."""
     batch_size: int = 256
     """Samples encoded at once: a matter of speed and memory."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

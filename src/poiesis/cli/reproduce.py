@@ -58,7 +58,7 @@ def run(args: list[str]) -> int:
     import torch
 
     from poiesis.data.provenance import read_recipe
-    from poiesis.models.trained import reproduce
+    from poiesis.models.samples import reproduce
 
     threads = parsed.threads or read_recipe(source).get("threads")
     if isinstance(threads, int) and 1 <= threads <= 1024:

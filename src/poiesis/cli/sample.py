@@ -47,7 +47,8 @@ class SampleArgs:
     stream: bool = False
     """Print a text as it is written, one sample after the other."""
     checkpoint: str = "auto"
-    """Which weights: best, latest or a step; auto is best where training watched one."""
+    """Which weights: best, latest, a step, or ema:LENGTH for an average of another length; auto is
+    best where training watched one."""
     weights: Literal["average", "raw"] = "average"
     """The moving average of the weights, where the model has one, or the last ones."""
     batch_size: int = 64
@@ -92,7 +93,7 @@ def run(args: list[str]) -> int:
         import torch
 
         torch.set_num_threads(parsed.threads)
-    from poiesis.models.trained import sample
+    from poiesis.models.samples import sample
     from poiesis.sampling.counting import counting, say
 
     spec = from_json((folder.read_json("data.json") or {}).get("spec"))

@@ -85,7 +85,8 @@ class EvaluationConfig:
     seed: int = 0
     """Seed of the samples, of the choice of real ones, and of the intervals."""
     checkpoint: str = "auto"
-    """Which weights: auto (the best by held-out data if known, else the latest) or a step."""
+    """Which weights: auto (the best by held-out data if known, else the latest), best, latest, a
+    step, or ema:LENGTH for an average of another length."""
     batch_size: int = 64
     """Samples drawn at once."""
     device: str = "auto"

@@ -7,7 +7,6 @@ data of the user's format (pictures, texts), and as files with their recipe insi
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,19 +19,18 @@ from poiesis import processes, registry
 from poiesis.data import open_data
 from poiesis.data.codecs import VideoCodec, codec_from_json
 from poiesis.data.config import DataConfig
-from poiesis.data.dataset import Codec, DataSet, TableCodec
+from poiesis.data.dataset import Codec, DataSet
 from poiesis.data.views import View
-from poiesis.errors import CapabilityError, ConfigError, PoiesisWarning, RunError
+from poiesis.errors import CapabilityError, ConfigError, RunError
 from poiesis.machine import keep_memory
+from poiesis.models import averages
 from poiesis.models.base import GenerativeModel, hardware_bf16
-from poiesis.models.pictures import show
 from poiesis.rng import Noise
 from poiesis.runs import Run
-from poiesis.sampling.counting import counting
 from poiesis.sampling.streaming import StopStrings, TextStream
 from poiesis.spec import Attributes, Captions, Condition, Picture, Tokens, from_json
 
-__all__ = ["Trained", "build", "load", "load_exact", "pick_device", "reproduce", "sample"]
+__all__ = ["Trained", "build", "load", "load_exact", "pick_device"]
 
 Progress = Callable[[int], None]
 
@@ -381,7 +379,9 @@ def load(
     """Open a trained run; raises RunError if there is none or its files are damaged.
 
     checkpoint: auto (the best by held-out data where training watched one, else the latest),
-    latest, best or a step number. weights: the moving average where the model has one, or raw.
+    latest, best, a step number, or an average of another length, "ema:0.1" or "ema:0.1@STEP", of a
+    run that keeps snapshots (`poiesis.models.averages`). weights: the moving average where the
+    model has one, or raw.
     """
     keep_memory()
     folder = Run.open(run)
@@ -399,163 +399,42 @@ def load(
         parts_folder=folder.path / "parts",
         device=pick_device(device),
     )
-    if checkpoint == "auto":
-        checkpoint = "best" if folder.has_checkpoint("best") else "latest"
-    found = folder.checkpoint(checkpoint)
-    tensors = found.tensors("model.safetensors")
-    if weights == "average":
-        tensors.update(found.tensors("ema.safetensors"))
+    tensors, model_hash, step = _weights(folder, checkpoint, weights, model)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise RunError(
-            f"the weights in {str(found.path)!r} don't fit the model: {reason}"
-        ) from None
+        where = f"{str(folder.path)!r} at step {step}"
+        raise RunError(f"the weights in {where} don't fit the model: {reason}") from None
     model.eval().requires_grad_(False)
-    key = "ema.safetensors" if weights == "average" and found.tensors("ema.safetensors") else ""
-    model_hash = found.hashes[key or "model.safetensors"]
     sampling = folder.read_json("sampling.json")
-    return Trained(folder, config["name"], model, data, config, model_hash, found.step, sampling)
+    return Trained(folder, config["name"], model, data, config, model_hash, step, sampling)
 
 
-def sample(
-    run: str | Path,
-    n: int = 64,
-    *,
-    seed: int = 0,
-    out: str | Path | None = None,
-    checkpoint: str = "auto",
-    weights: Literal["average", "raw"] = "average",
-    label: str | int | None = None,
-    prompt: str | None = None,
-    stop: Sequence[str] = (),
-    on_text: Callable[[int, str], None] | None = None,
-    batch_size: int = 64,
-    shard_size: int | None = None,
-    format: Literal["gif", "mp4"] | None = None,
-    device: str = "auto",
-    progress: Progress | None = None,
-    **options: Any,
-) -> list[Path]:
-    """Draw n samples and write each to a file in `out`, its recipe inside; returns the paths.
-
-    format: of video, default that of the data the run learned from.
-    out: default the run's folder samples/seed-<seed>. All but texts also get an overview, grid.png.
-    Rows of a table come as one file, samples.csv, or the .csv that `out` names. Everything is drawn
-    before the first file is written. The recipe says how often the network was asked for a sample
-    where that is done step by step. More than 10,000 samples (rows: 1,000,000), or any number
-    with a shard_size, come as zip files (rows: csv files) of so many each, with a manifest, and an
-    interrupted call goes on where it stopped (`poiesis.models.bulk`). Several processes (torchrun)
-    share the work.
-    """
-    from poiesis.models import bulk
-
-    processes.join()
-    configs.check("shard_size", shard_size, low=1)
-    trained = load(run, checkpoint=checkpoint, weights=weights, device=device)
-    trained.write_as(format)
-    folder = Path(out) if out is not None else trained.run.path / "samples" / f"seed-{seed}"
-    how = {"seed": seed, "label": label, "prompt": prompt, "stop": list(stop), "weights": weights}
-    if format is not None:
-        how["format"] = format
-    codec = trained.codec
-    table = isinstance(codec, TableCodec)
-    most = bulk.TABLE_SHARD_SIZE if table else bulk.SHARD_SIZE
-    if shard_size is not None or n > most:
-        return bulk.sample_shards(
-            trained,
-            n,
-            folder,
-            shard_size=shard_size or most,
-            batch_size=batch_size,
-            progress=progress,
-            how=how,
-            options=options,
-        )
-    how |= {"batch_size": batch_size, "options": options}
-    start, end = processes.share(n, batch_size)
-    raws = []
-    taken: list[float] = []
-    with counting() as count:
-        before = 0
-
-        def finished(samples: int) -> None:
-            # By batch: a sampler that chooses its steps takes as many as the batch needs.
-            nonlocal before
-            taken.extend([(count.rows - before) / samples] * samples)
-            before = count.rows
-            if progress is not None:
-                progress(samples)
-
-        if end > start:
-            raws = trained.sample(
-                end - start,
-                seed=seed,
-                first=start,
-                label=label,
-                prompt=prompt,
-                stop=stop,
-                on_text=on_text,
-                batch_size=batch_size,
-                progress=finished,
-                **options,
-            )
-    if table:
-        return [_write_table(trained, codec, raws, taken, n, folder, how)]
-    captioned = isinstance(trained.model.condition, Captions)
-    captions = trained.class_names(n, label, prompt) if captioned else None
-    digits = max(5, len(str(n - 1)))
-    paths = [folder / f"{index:0{digits}d}{codec.suffix}" for index in range(n)]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for index, raw in enumerate(raws, start):
-            first = index // batch_size * batch_size
-            recipe = trained.recipe(index, first, min(batch_size, n - first), **how)
-            if captions is not None:
-                recipe["caption"] = captions[index]
-            if count.each:
-                recipe["evaluations"] = taken[index - start]
-            codec.write(raw, paths[index], recipe)
-        if not isinstance(trained.data_spec, Tokens) and processes.main():
-            most = max(100, codec.shown) if codec.suffix == ".png" else codec.shown
-            show(trained.model, codec, raws[:most]).save(folder / "grid.png")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise RunError(f"can't write samples to {str(folder)!r}: {reason}") from None
-    processes.barrier()
-    return paths
+def _weights(
+    run: Run, checkpoint: str, weights: str, model: GenerativeModel
+) -> tuple[dict[str, Tensor], str, int]:
+    """Return the tensors that `load` asks for, their hash and their step."""
+    asked = averages.parse(checkpoint)
+    if asked is not None and weights == "raw":
+        raise ConfigError(f"{checkpoint!r} is an average: leave out weights = raw")
+    if asked is not None:
+        # What was not averaged is that of the end, whichever step the average is of.
+        beside = run.checkpoint("latest")
+        buffers = [name for name, _ in model.named_buffers()]
+        found = averages.average(run, *asked, base=beside.hashes[_RAW], buffers=buffers)
+        return {**beside.tensors(_RAW), **found.tensors}, found.hash, found.step
+    if checkpoint == "auto":
+        checkpoint = "best" if run.has_checkpoint("best") else "latest"
+    opened = run.checkpoint(checkpoint)
+    tensors, key = opened.tensors(_RAW), _RAW
+    average = opened.tensors("ema.safetensors") if weights == "average" else {}
+    if average:
+        tensors, key = {**tensors, **average}, "ema.safetensors"
+    return tensors, opened.hashes[key], opened.step
 
 
-def _write_table(
-    trained: Trained,
-    codec: TableCodec,
-    own: list[Any],
-    taken: list[float],
-    n: int,
-    out: Path,
-    how: dict[str, Any],
-) -> Path:
-    """Write the rows of all processes to one file, and an overview beside it; return its path."""
-    raws = [raw for part in processes.of_all(own) for raw in part]
-    evaluations = sum(each for part in processes.of_all(taken) for each in part) / n
-    named = out.suffix == codec.suffix
-    path = out if named else out / f"samples{codec.suffix}"
-    grid = out.with_suffix(".png") if named else out / "grid.png"
-    try:
-        if processes.main():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            classes = trained.class_names(n, how["label"])
-            recipe = trained.recipe(None, 0, n, **how)
-            if evaluations:
-                recipe["evaluations"] = evaluations
-            codec.write_table(raws, path, recipe, classes=classes)
-            show(trained.model, codec, raws[: codec.shown]).save(grid)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise RunError(f"can't write samples to {str(path)!r}: {reason}") from None
-    processes.barrier()
-    return path
+_RAW = "model.safetensors"
 
 
 def load_exact(
@@ -571,7 +450,8 @@ def load_exact(
     if not Path(run).exists():
         raise RunError(f"the run {str(run)!r} of {str(file)!r} is not there; say --run FOLDER")
     folder = Run.open(run)
-    for checkpoint in (str(step), "best", "latest"):
+    average = model_hash.rpartition(":")[0]  # "ema:LENGTH", of such a one
+    for checkpoint in (f"{average}@{step}",) if average else (str(step), "best", "latest"):
         try:
             found = load(folder.path, checkpoint=checkpoint, weights=weights, device=device)
         except RunError:
@@ -582,47 +462,3 @@ def load_exact(
         f"{str(run)!r} no longer holds the model of {str(file)!r} (hash "
         f"{model_hash[:12]}, step {step}); its training went on or it was replaced"
     )
-
-
-def reproduce(
-    file: str | Path, out: str | Path, *, run: str | Path | None = None, device: str = "auto"
-) -> Path:
-    """Make a generated file again from the recipe it holds, byte for byte on the same machine.
-
-    run: where the run lies now, if it moved. Raises RunError if the run holds another model.
-    """
-    from poiesis.data.provenance import read_recipe
-
-    recipe = read_recipe(file)
-    try:
-        first, count = recipe["batch"]
-        index, seed, options = recipe["index"], recipe["seed"], recipe["options"]
-        where, model_hash = run or recipe["run"], recipe["model_hash"]
-    except (KeyError, TypeError, ValueError):
-        raise RunError(f"the recipe in {str(file)!r} is incomplete") from None
-    trained = load_exact(
-        where, model_hash, recipe["step"], file=file, weights=recipe["weights"], device=device
-    )
-    if recipe.get("threads") != torch.get_num_threads():
-        warnings.warn(
-            f"made with {recipe.get('threads')} threads, now {torch.get_num_threads()}: the bytes "
-            "may differ in the last digits",
-            PoiesisWarning,
-            stacklevel=2,
-        )
-    raws = trained.sample(
-        count,
-        seed=seed,
-        first=first,
-        label=recipe["label"],
-        prompt=recipe["prompt"],
-        stop=recipe["stop"],
-        batch_size=recipe["batch_size"],
-        **options,
-    )
-    if index is None and isinstance(trained.codec, TableCodec):
-        classes = trained.class_names(count, recipe["label"])
-        trained.codec.write_table(raws, Path(out), recipe, classes=classes)
-    else:
-        trained.codec.write(raws[index - first], Path(out), recipe)
-    return Path(out)

@@ -1,17 +1,19 @@
-"""Exponential moving averages of networks' weights and buffers."""
+"""Moving averages of networks' weights and buffers: exponential, and of a power of the step."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+from poiesis.models import averages
 from poiesis.models.base import GenerativeModel
 from poiesis.training.distribution import is_sharded, place
 
-__all__ = ["Average"]
+__all__ = ["Average", "PowerAverage"]
 
 
 class Average:
@@ -23,11 +25,19 @@ class Average:
 
     def __init__(self, model: GenerativeModel) -> None:
         self.model = model
-        self.networks = [network for network, decay in model.ema().items() if decay]
+        self.networks = self._named()
         self.shadow: dict[str, Tensor] = {}
         self._pairs: dict[tuple[str, bool], tuple[list[Tensor], list[Tensor]]] = {}
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._build()
+
+    def _named(self) -> list[str]:
+        return [network for network, decay in self.model.ema().items() if decay]
+
+    def _towards(self, step: int) -> Mapping[str, float]:
+        """Return network → the share of the way to its weights that the average goes."""
+        most = (1 + step) / (10 + step)
+        return {network: 1 - min(decay, most) for network, decay in self.model.ema().items()}
 
     def _live(self) -> Iterator[tuple[str, str, Tensor]]:
         """Yield (network, name within the model, tensor) of what is averaged."""
@@ -63,10 +73,9 @@ class Average:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the averages towards the weights after 0-based `step`."""
-        decays = self.model.ema()
-        for (network, _), (averages, weights) in self._pairs.items():
-            now = min(decays[network], (1 + step) / (10 + step))
-            torch._foreach_lerp_(averages, weights, 1 - now)  # pyright: ignore
+        shares = self._towards(step)
+        for (network, _), (shadows, weights) in self._pairs.items():
+            torch._foreach_lerp_(shadows, weights, shares[network])  # pyright: ignore
         for average, value in self._copies:
             average.copy_(value)
 
@@ -95,3 +104,22 @@ class Average:
                 tensor.data = kept[name]
             for name, tensor in sharded.items():
                 tensor.detach().copy_(copies[name])
+
+
+class PowerAverage(Average):
+    """Moving averages of a length relative to training so far (`poiesis.models.averages`).
+
+    Of the networks that the model averages, or may average; of all where it names none.
+    """
+
+    def __init__(self, model: GenerativeModel, length: float) -> None:
+        self.power = averages.exponent(length) + 1
+        super().__init__(model)
+
+    def _named(self) -> list[str]:
+        return list(self.model.ema()) or list(self.model.networks())
+
+    def _towards(self, step: int) -> Mapping[str, float]:
+        # 1 − (1 − 1/t)^power; the first step's weights are the average after it.
+        share = -math.expm1(self.power * math.log1p(-1 / (step + 1))) if step else 1.0
+        return dict.fromkeys(self.networks, share)

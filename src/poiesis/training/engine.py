@@ -38,6 +38,7 @@ from poiesis.training.config import TrainConfig
 from poiesis.training.ema import Average
 from poiesis.training.health import BadSteps, Health, clip_gradients, gradient_norm
 from poiesis.training.schedule import Schedule, correct, resolve
+from poiesis.training.snapshots import Snapshots
 from poiesis.training.trackers import Bar, Tracker
 from poiesis.training.validation import held_out_means
 
@@ -84,6 +85,7 @@ class Engine:
         self._parameters = list(model.parameters())
         self.stages = list(model.stages())
         self.average = Average(model)
+        self.snapshots = Snapshots(model, config.snapshots > 0)
         self.bad_steps = BadSteps(config.max_bad_steps)
         self.step = 0
         self.seconds = 0.0
@@ -178,6 +180,7 @@ class Engine:
                 for repeat in range(phase.repeat):
                     logs.update(self._run_phase(stage, index, phase, repeat))
         self.average.update(self.step)
+        self.snapshots.update(self.step)
         return logs
 
     @property
@@ -365,6 +368,7 @@ class Engine:
         self.model.prepare(self._batch(stage, stage.phases[0], 0, draws))
         self.model.keep_examples(self._held_out)
         self.average.restart()
+        self.snapshots.restart()
         self.prepared = True
 
     # -- on the way ----------------------------------------------------------------------------
@@ -385,6 +389,9 @@ class Engine:
                 self._note_best(values)
         if due(schedule.grids) and self.run is not None:
             grids.write(self)
+        # Before a checkpoint: a resume from there does not come by here again.
+        if due(self.config.snapshots) and self.run is not None:
+            self.snapshots.write(self.run, self.step, self.config.snapshots)
         if (due(schedule.checkpoints) or last) and self.run is not None:
             self.save()
 
@@ -452,10 +459,6 @@ class Engine:
             self.model.settle(batches)
         self.model.train(training)
         self._settled = self.step
-
-    def grid_samples(self) -> list[Any]:
-        """Return raw samples from the averaged weights, always from the same noise."""
-        return grids.draw(self)
 
     def log(self, values: Mapping[str, float], kind: str, **about: int) -> None:
         """Log values under "kind/name"; about: of the line, for metrics.jsonl alone."""

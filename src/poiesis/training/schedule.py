@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from poiesis import processes
 from poiesis.config import parse_duration
+from poiesis.training import grids
 from poiesis.training.health import BadSteps
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def probe(engine: Engine) -> dict[str, float]:
         seconds[f"step {index}"] = sum(quiet) / len(quiet)
     began = time.monotonic()
     if engine.config.grids and engine.run is not None:
-        engine.grid_samples()
+        grids.draw(engine)
     (seconds["grid"],) = processes.largest(time.monotonic() - began)
     began = time.monotonic()
     if engine.config.validations:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from poiesis.models.averages import FILE
 from poiesis.runs import Checkpoint
 from poiesis.training import distribution
 from poiesis.training import optimizers as optim
@@ -26,7 +27,9 @@ def collect(engine: Engine) -> dict[str, Any]:
     extra = distribution.gather_extra(engine.model.extra_state(), engine.model.per_process)
     for key, value in extra.items():
         (extra_tensors if torch.is_tensor(value) else extra_values)[key] = value
+    averages = engine.snapshots.shadow
     return {
+        **({FILE: averages} if averages else {}),
         "model.safetensors": dict(engine.model.state_dict()),
         "ema.safetensors": dict(engine.average.shadow),
         "optimizer.safetensors": tensors,
@@ -57,6 +60,7 @@ def restore(engine: Engine, files: dict[str, Any]) -> None:
     engine.model.load_state_dict(placed)
     if engine.average.shadow:
         engine.average.load(files["ema.safetensors"])
+    engine.snapshots.load(files.get(FILE, {}))
     optim.load_states(engine.optimizers, files["optimizer.safetensors"], state["optimizers"])
     extra = {**files["extra.safetensors"], **state["extra"]}
     extra = distribution.own_extra(extra, engine.model.per_process)
@@ -80,6 +84,7 @@ def read(engine: Engine, checkpoint: Checkpoint) -> dict[str, Any]:
     like: dict[str, Callable[[str], Tensor | None]] = {
         "model": engine.model.state_dict().get,
         "ema": engine.average.shadow.get,
+        FILE.removesuffix(".safetensors"): engine.snapshots.shadow.get,
         "optimizer": lambda key: stepped.get(key.rpartition("/")[0]),
         "extra": lambda key: None,
     }
