@@ -15,7 +15,8 @@ from poiesis.models.diffusion import guidance
 from poiesis.models.diffusion.ddpm import DDPM
 from poiesis.models.diffusion.edm import EDM
 from poiesis.models.diffusion.flow_matching import FlowMatching
-from poiesis.models.trained import load, reproduce
+from poiesis.models.samples import reproduce
+from poiesis.models.trained import load
 from poiesis.rng import Noise
 from poiesis.sampling.counting import asked, counting, drawn, say
 from poiesis.spec import Classes, Vector

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from poiesis.models.diffusion.ddpm import DDPM
 from poiesis.models.diffusion.flow_matching import FlowMatching
 from poiesis.models.trained import build
 from poiesis.nn.folded import fold, unfold
-from poiesis.nn.unet import UNet
+from poiesis.nn.unet import Downsample, UNet
 from poiesis.nn.video_unet import TemporalLayer, VideoUNet
 from poiesis.nn.wave_unet import WaveUNet
 from poiesis.rng import Draws, active
@@ -188,3 +190,18 @@ def test_what_does_not_fit_is_one_line():
         DDPM.view(DDPM.Config(), Vector(features=3))
     with pytest.raises(SpecError, match="ddpm's preset paper learns images"):
         DDPM.preset("paper", audio)
+
+
+@pytest.mark.parametrize("padding", ["end", "both"])
+@pytest.mark.parametrize("width", [2, 4])
+def test_tall_and_narrow_maps_are_halved_alike_in_both_precisions(width: int, padding: str) -> None:
+    torch.manual_seed(0)
+    down, x = Downsample(8, padding), torch.randn(2, 8, 32, width)
+    with torch.no_grad():
+        exact = down(x)
+        for _ in range(5):
+            freed = [torch.full((2**k,), math.nan) for k in range(8, 18)]
+            del freed  # What memory held before must not matter.
+            with torch.autocast("cpu", torch.bfloat16):
+                found = down(x.bfloat16())
+            assert (found.float() - exact).abs().max() < 0.05 * exact.abs().max()
