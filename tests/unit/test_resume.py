@@ -284,6 +284,17 @@ def test_every_difference_is_a_line(tmp_path, capsys):
     )
 
 
+def test_options_that_came_with_a_later_version_are_no_difference(tmp_path, capsys):
+    run = train("vae", tmp_path / "run", steps=2, checkpoints=1)
+    file = run.path / "config.yaml"
+    lines = file.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if "snapshots:" not in line]
+    assert len(kept) == len(lines) - 1
+    file.write_text("".join(kept))
+    verb.train(resume=run.path, quiet=True, steps=3)
+    assert capsys.readouterr().err == "resume: train.steps changes from 2 to 3\n"
+
+
 def test_other_data_are_refused_and_named(tmp_path, capsys):
     run = train("vae", tmp_path / "run", steps=2, checkpoints=1)
     data = run.read_json("data.json")

@@ -181,7 +181,9 @@ def _resume(path: str | Path, options: Mapping[str, Any], anyway: bool, quiet: b
         model=configs.from_dict(cls.Config, stored["model"], path="model."),
         train=new_train,
     )
-    changed = _say_changes("train.", stored["train"], configs.to_dict(new_train))
+    # A run of an earlier version lacks options that came since: it had their defaults.
+    old_train = configs.from_dict(TrainConfig, stored["train"], path="train.")
+    changed = _say_changes("train.", configs.to_dict(old_train), configs.to_dict(new_train))
     _set_threads(new_train)
     history = _check_environment(run, anyway)
     data = open_data(resolved.data.source, resolved.data)
